@@ -1,0 +1,43 @@
+# Every target makes .venv by itself where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: study test lint bench clean
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@echo "Installing qa_hpo and what its tests need into $(VENV) (a minute or two) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+## study: the main job on generated data, from search to an exported model that answers questions
+study: $(VENV)/.runtime
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/study.sh
+
+## test: lint, types, import directions and every test
+test: $(VENV)/.dev lint
+	@$(BIN)/python scripts/real_data_note.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+## lint: ruff, mypy and import-linter
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## bench: how fast features, evaluation and scoring are
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+## clean: remove the virtual environment and tools' caches; storage/ stays
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

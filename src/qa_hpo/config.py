@@ -1,0 +1,415 @@
+"""The study file and the configuration of one run: TOML in and out, defaults, clear errors.
+
+Paths, like SQLite storage URLs, are relative to the folder in which ``qa-hpo`` is run.
+"""
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomlkit
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from qa_hpo.errors import StudyFileError
+from qa_hpo.parameters import (
+    PARAMETER_NAMES,
+    Dimension,
+    Hyperparameters,
+    Parameters,
+    Scalar,
+    Scheduler,
+    checked,
+)
+from qa_hpo.validation import PlacedError, Section, explain, nearest
+
+__all__ = [
+    "DEFAULT_STORAGE",
+    "Artifacts",
+    "Budget",
+    "Data",
+    "Dimension",
+    "Evaluation",
+    "Parameters",
+    "Pruning",
+    "Recipe",
+    "Run",
+    "RunConfig",
+    "Runtime",
+    "Start",
+    "Study",
+    "StudyFile",
+    "Training",
+    "load_run_config",
+    "load_study_file",
+    "parse_study",
+    "storage_url",
+    "to_toml",
+]
+
+DEFAULT_STORAGE = "sqlite:///storage/qa_hpo.db"
+
+Config = TypeVar("Config", bound=BaseModel)
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w][\w .+-]*$")]
+
+
+class Study(Section):
+    """What the study is called and where it is kept."""
+
+    name: Name
+    storage: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class Data(Section):
+    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions."""
+
+    train: str
+    validation: str
+    max_length: Annotated[int, Field(ge=16, le=8192)] = 384
+    train_limit: Annotated[int, Field(ge=1)] | None = None
+    validation_limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class Recipe(Section):
+    """A start that is built: ``from_`` (``from`` in the file) trained on ``train``.
+
+    What is left out is taken from the study file's ``[training]``.
+    """
+
+    from_: Annotated[str, Field(alias="from", min_length=1)]
+    train: str
+    train_limit: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    doc_stride: Annotated[int, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    scheduler: Scheduler | None = None
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def parameters(self, defaults: Parameters) -> Parameters:
+        """Return the recipe's parameters, with ``defaults`` where it says nothing."""
+        own = self.model_dump(include=set(Hyperparameters.model_fields), exclude_none=True)
+        return defaults.model_copy(update={"start": self.from_, **own})
+
+
+class Runtime(Section):
+    """How a run uses the hardware; none of it is searched."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    eval_batch_size: Annotated[int, Field(ge=1)] = 64
+    cpu_threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class Training(Runtime, Hyperparameters):
+    """What is not searched: values for hyperparameters, and how the hardware is used."""
+
+    def runtime(self) -> Runtime:
+        """Return the part that is about the hardware."""
+        return Runtime(**self.model_dump(include=set(Runtime.model_fields)))
+
+    def parameters(self, start: str) -> Parameters:
+        """Return the parameters of a run from ``start`` of which nothing is searched."""
+        return Parameters(start=start, **self.model_dump(include=set(Hyperparameters.model_fields)))
+
+
+class Pruning(Section):
+    """When a trial ends early. Losses are validation losses, per window, in nats."""
+
+    patience: Annotated[int, Field(ge=1)] = 1
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    across: Literal["median", "hyperband", "none"] = "median"
+    startup_trials: Annotated[int, Field(ge=0)] = 5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Evaluation(Section):
+    """How validation questions are answered. Lengths are in tokens."""
+
+    n_best: Annotated[int, Field(ge=1)] = 20
+    max_answer_length: Annotated[int, Field(ge=1)] = 30
+    doc_stride: Annotated[int, Field(ge=0)] = 128
+
+
+class Budget(Section):
+    """What all workers together may spend: whichever runs out first."""
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.trials is None and self.epochs is None and self.hours is None:
+            raise ValueError("give trials, epochs or hours")
+        return self
+
+
+class Artifacts(Section):
+    """Where checkpoints are kept, and how many trials' stay."""
+
+    folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
+    keep: Annotated[int, Field(ge=1)] = 5
+
+    @field_validator("folder")
+    @classmethod
+    def _is_folder(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError(f"must be a folder, not the URL {folder!r}")
+        return folder
+
+
+def _start_form(given: Any) -> str:
+    return "<recipe>" if isinstance(given, (dict, Recipe)) else "<checkpoint>"
+
+
+Start = Annotated[
+    Annotated[str, Field(min_length=1), Tag("<checkpoint>")] | Annotated[Recipe, Tag("<recipe>")],
+    Discriminator(_start_form),
+]
+
+
+class _Job(Section):
+    """What a study and a single run have in common."""
+
+    data: Data
+    starts: Annotated[dict[str, Start], Field(min_length=1)]
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _starts_lead_to_checkpoints(self) -> Self:
+        for name in self.starts:
+            self.lineage(name)
+        return self
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Self:
+        if self.evaluation.doc_stride >= self.data.max_length:
+            raise PlacedError(
+                "evaluation.doc_stride",
+                f"{self.evaluation.doc_stride} must be below data.max_length "
+                f"({self.data.max_length})",
+            )
+        return self
+
+    def lineage(self, name: str) -> list[str]:
+        """Return ``name`` and the starts it is built from, the checkpoint last.
+
+        Raises:
+            PlacedError: A recipe names a start that does not exist, or itself.
+        """
+        chain = [name]
+        while isinstance(start := self.starts[chain[-1]], Recipe):
+            where = f"starts.{chain[-1]}.from"
+            if start.from_ not in self.starts:
+                hint = nearest(start.from_, self.starts)
+                raise PlacedError(where, f"no start is called {start.from_!r}; {hint}")
+            if start.from_ in chain:
+                raise PlacedError(where, f"goes round: {' from '.join([*chain, start.from_])}")
+            chain.append(start.from_)
+        return chain
+
+
+class StudyFile(_Job):
+    """A whole study: what is searched, on which data, from which starts, for how long."""
+
+    study: Study
+    search: Annotated[dict[str, Dimension], Field(default_factory=dict)]
+    training: Training = Training()
+    pruning: Pruning = Pruning()
+    budget: Budget
+    artifacts: Artifacts = Artifacts()
+    baseline: tuple[dict[str, Scalar], ...] = ()
+
+    @field_validator("search")
+    @classmethod
+    def _typed(cls, search: dict[str, Dimension]) -> dict[str, Dimension]:
+        typed = {}
+        for name, dimension in search.items():
+            where = f"search.{name}"
+            if name not in PARAMETER_NAMES:
+                raise PlacedError(where, f"unknown parameter; {nearest(name, PARAMETER_NAMES)}")
+            try:
+                typed[name] = dimension.coerced(name)
+            except ValueError as error:
+                raise PlacedError(where, str(error)) from None
+        return typed
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        self._check_start_dimension()
+        for name, dimension in self.search.items():
+            for other in dimension.when or {}:
+                self._check_condition(f"search.{name}.when.{other}", name, other)
+        for index, entry in enumerate(self.baseline):
+            self._check_baseline(f"baseline[{index}]", entry)
+        return self
+
+    def _check_start_dimension(self) -> None:
+        dimension = self.search.get("start")
+        if dimension is None and len(self.starts) > 1:
+            raise PlacedError(
+                "search.start", "missing, and there are several starts to choose from"
+            )
+        for start in dimension.values() if dimension else []:
+            if start not in self.starts:
+                hint = nearest(str(start), self.starts)
+                raise PlacedError("search.start", f"no start is called {start!r}; {hint}")
+
+    def _check_condition(self, where: str, name: str, other: str) -> None:
+        if other not in self.search or other == name:
+            others = [valid for valid in self.search if valid != name]
+            raise PlacedError(where, f"not another searched parameter; {nearest(other, others)}")
+        if self.search[other].when:
+            raise PlacedError(where, "is itself conditional, and conditions are not chained")
+
+    def _check_baseline(self, where: str, entry: dict[str, Scalar]) -> None:
+        for name, value in entry.items():
+            place = f"{where}.{name}"
+            if name == "name":
+                continue
+            if name not in PARAMETER_NAMES:
+                raise PlacedError(place, f"unknown parameter; {nearest(name, PARAMETER_NAMES)}")
+            if name not in self.search:
+                raise PlacedError(place, "is not searched: set it in [training]")
+            try:
+                typed = checked(name, value)
+            except ValueError as error:
+                raise PlacedError(place, str(error)) from None
+            if not self.search[name].contains(typed):
+                raise PlacedError(place, f"{value!r} is not in search.{name}")
+
+    @property
+    def defaults(self) -> Parameters:
+        """What a parameter is where the search does not choose it, or a recipe does not say."""
+        return self.training.parameters(next(iter(self.starts)))
+
+    def run_config(self, parameters: Parameters, run: "Run", runtime: Runtime) -> "RunConfig":
+        """Return the configuration of one run, with the starts it needs, recipes spelt out."""
+        starts: dict[str, Start] = {}
+        for name in self.lineage(parameters.start):
+            start = self.starts[name]
+            if isinstance(start, Recipe):
+                spelt_out = start.parameters(self.defaults).model_dump(exclude={"start"})
+                start = start.model_copy(update=spelt_out)
+            starts[name] = start
+        return RunConfig(
+            run=run,
+            data=self.data,
+            starts=starts,
+            parameters=parameters,
+            training=runtime,
+            evaluation=self.evaluation,
+        )
+
+
+class Run(Section):
+    """One run's name and seed, and after which epoch to stop although the schedule goes on."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    stop_after_epochs: Annotated[int, Field(ge=1)] | None = None
+
+
+class RunConfig(_Job):
+    """One fine-tuning run, complete: what ``qa-hpo train`` takes and ``qa-hpo export`` writes."""
+
+    run: Run
+    parameters: Parameters
+    runtime: Annotated[Runtime, Field(alias="training")] = Runtime()
+
+    @property
+    def defaults(self) -> Parameters:
+        """What a recipe does not say: the recipe's of SQuAD."""
+        return Parameters()
+
+    @model_validator(mode="after")
+    def _start_is_known(self) -> Self:
+        start = self.parameters.start
+        if start not in self.starts:
+            raise PlacedError(
+                "parameters.start", f"no start is called {start!r}; {nearest(start, self.starts)}"
+            )
+        return self
+
+
+def load_study_file(path: Path) -> StudyFile:
+    """Read and validate a study file.
+
+    Raises:
+        StudyFileError: One line for each mistake, with the key's path.
+    """
+    return _validated(StudyFile, _read(path), path)
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read and validate the configuration of one run.
+
+    Raises:
+        StudyFileError: One line for each mistake, with the key's path.
+    """
+    given = _read(path)
+    if "study" in given and "run" not in given:
+        raise StudyFileError(
+            f"{path}: this is a study file; 'qa-hpo train' takes one configuration, as "
+            "'qa-hpo export' writes it (qa_hpo.toml). 'qa-hpo run' runs a study."
+        )
+    return _validated(RunConfig, given, path)
+
+
+def parse_study(text: str, source: str) -> StudyFile:
+    """Validate a study that was stored as JSON; ``source`` names it in errors."""
+    try:
+        return StudyFile.model_validate_json(text)
+    except ValidationError as error:
+        raise StudyFileError(_lines(error, StudyFile, source)) from None
+
+
+def to_toml(config: BaseModel) -> str:
+    """Return ``config`` as TOML that reads back as the same configuration."""
+    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def storage_url(study: Study, override: str | None = None) -> str:
+    """Return the storage's URL: ``override``, ``QA_HPO_STORAGE``, the file's, the default."""
+    return override or os.environ.get("QA_HPO_STORAGE") or study.storage or DEFAULT_STORAGE
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyFileError(f"{path}: no such file (looked in {Path.cwd()})") from None
+    except OSError as error:
+        raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path}: is not UTF-8 text: {error.reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{path}: is not TOML: {error}") from None
+
+
+def _validated(model: type[Config], given: dict[str, Any], path: Path) -> Config:
+    try:
+        # By way of JSON, whose arrays are good tuples in strict mode too.
+        return model.model_validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        raise StudyFileError(_lines(error, model, str(path))) from None
+
+
+def _lines(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    return "\n".join(f"{source}: {line}" for line in explain(error, model))

@@ -1,0 +1,1 @@
+"""One fine-tuning run: a configuration in, epoch records and a checkpoint out."""

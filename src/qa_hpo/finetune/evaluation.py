@@ -1,0 +1,114 @@
+"""One forward pass over windows: the loss, and per question the best span and the null margin."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from transformers import PreTrainedModel
+
+from qa_hpo.errors import DivergedError
+from qa_hpo.finetune.batching import WindowCollator, longest_first
+from qa_hpo.squad.spans import Predictions, SpanAccumulator
+
+__all__ = ["Forward", "forward_pass", "span_loss"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a pass over windows gives: the mean loss per window in nats, and the predictions."""
+
+    loss: float
+    predictions: Predictions
+
+
+def span_loss(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    attention_mask: torch.Tensor,
+    start_positions: torch.Tensor,
+    end_positions: torch.Tensor,
+) -> torch.Tensor:
+    """Return each window's loss: the mean cross-entropy of its start and its end, in nats.
+
+    Padding takes no part, so that a window's loss does not depend on its batch.
+
+    Args:
+        start_logits: (batch, tokens).
+        end_logits: (batch, tokens).
+        attention_mask: (batch, tokens), 0 on padding.
+        start_positions: (batch,).
+        end_positions: (batch,).
+
+    Returns:
+        (batch,), float32.
+    """
+    padding = attention_mask == 0
+    losses = [
+        F.cross_entropy(
+            logits.float().masked_fill(padding, -torch.inf), positions, reduction="none"
+        )
+        for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def forward_pass(
+    model: PreTrainedModel,
+    collator: WindowCollator,
+    *,
+    n_best: int,
+    max_answer_length: int,
+    batch_size: int,
+    autocast: torch.dtype | None = None,
+) -> Forward:
+    """Run ``model`` once over all windows of ``collator``, longest first.
+
+    Logits are reduced to spans batch by batch; nothing of the size of the whole set is held.
+
+    Args:
+        model: A model with a question-answering head; put in evaluation mode here.
+        collator: The windows and how they are padded.
+        n_best: Starts and ends that a window may contribute.
+        max_answer_length: Longest answer, in tokens.
+        batch_size: Windows per batch.
+        autocast: Lower precision of the pass, or None.
+
+    Raises:
+        DivergedError: A logit is not a finite number.
+    """
+    windows = collator.windows
+    spans = SpanAccumulator(windows.questions, n_best=n_best, max_answer_length=max_answer_length)
+    model.train(False)
+    total = 0.0
+    lower = (
+        torch.autocast(model.device.type, dtype=autocast) if autocast else contextlib.nullcontext()
+    )
+    with torch.inference_mode(), lower:
+        for indices in longest_first(windows.lengths, batch_size):
+            batch = collator.layout(indices)
+            inputs = _on(model.device, collator.inputs(batch))
+            labels = _on(model.device, collator.labels(indices, batch))
+            outputs = model(**inputs)
+            start, end = outputs.start_logits.float(), outputs.end_logits.float()
+            losses = span_loss(start, end, inputs["attention_mask"], **labels)
+            total += losses.double().sum().item()
+            inside = batch.mask
+            try:
+                spans.update(
+                    window_index=indices,
+                    question_index=windows.question_index[indices],
+                    cls_index=windows.cls_index[indices] + batch.shift,
+                    start_logits=start.cpu().numpy(),
+                    end_logits=end.cpu().numpy(),
+                    char_start=np.where(inside, windows.char_start[batch.source], -1),
+                    char_end=np.where(inside, windows.char_end[batch.source], -1),
+                )
+            except ValueError as error:
+                raise DivergedError(f"the model's logits cannot be used: {error}") from None
+    return Forward(total / len(windows), spans.finish())
+
+
+def _on(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

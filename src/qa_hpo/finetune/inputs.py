@@ -1,0 +1,82 @@
+"""What runs share within a process: corpora, tokenizers and windows, each loaded once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from qa_hpo.config import Data
+from qa_hpo.finetune.models import load_tokenizer
+from qa_hpo.paths import CachePaths
+from qa_hpo.squad.corpus import Corpus, load_corpus
+from qa_hpo.squad.windows import Windows, load_windows
+
+__all__ = ["Inputs", "ValidationSet"]
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Validation questions, their windows, and their article, (questions,)."""
+
+    corpus: Corpus
+    windows: Windows
+    groups: NDArray[np.int64]
+
+
+class Inputs:
+    """Loads what runs need, and keeps it for the next run of this process."""
+
+    def __init__(self, cache: CachePaths) -> None:
+        self.cache = cache
+        self._corpora: dict[tuple[str, str, int | None], Corpus] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerFast] = {}
+        self._windows: dict[tuple[str, str, int, int], Windows] = {}
+
+    def train_corpus(self, source: str, limit: int | None) -> Corpus:
+        """Return the training questions of ``source``, at most ``limit``."""
+        return self._corpus(source, "train", limit)
+
+    def validation_corpus(self, data: Data) -> Corpus:
+        """Return the validation questions of ``data``."""
+        return self._corpus(data.validation, "validation", data.validation_limit)
+
+    def _corpus(self, source: str, split: str, limit: int | None) -> Corpus:
+        key = (source, split, limit)
+        if key not in self._corpora:
+            self._corpora[key] = load_corpus(
+                source,
+                "train" if split == "train" else "validation",
+                limit=limit,
+                cache_folder=self.cache.folder / "datasets",
+            )
+        return self._corpora[key]
+
+    def tokenizer(self, checkpoint: str) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of ``checkpoint``."""
+        if checkpoint not in self._tokenizers:
+            self._tokenizers[checkpoint] = load_tokenizer(checkpoint)
+        return self._tokenizers[checkpoint]
+
+    def windows(
+        self, corpus: Corpus, checkpoint: str, *, max_length: int, doc_stride: int
+    ) -> Windows:
+        """Return the windows of ``corpus`` with the tokenizer of ``checkpoint``."""
+        key = (corpus.fingerprint, checkpoint, max_length, doc_stride)
+        if key not in self._windows:
+            self._windows[key] = load_windows(
+                corpus,
+                self.tokenizer(checkpoint),
+                max_length=max_length,
+                doc_stride=doc_stride,
+                cache_folder=self.cache.windows,
+            )
+        return self._windows[key]
+
+    def validation(self, data: Data, checkpoint: str, doc_stride: int) -> ValidationSet:
+        """Return the validation set of ``data`` for models with the tokenizer of ``checkpoint``."""
+        corpus = self.validation_corpus(data)
+        windows = self.windows(
+            corpus, checkpoint, max_length=data.max_length, doc_stride=doc_stride
+        )
+        return ValidationSet(corpus, windows, corpus.groups())

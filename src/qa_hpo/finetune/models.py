@@ -1,0 +1,143 @@
+"""Checkpoints to tokenizers and extractive question-answering models, safely."""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from qa_hpo.errors import CheckpointError
+from qa_hpo.squad.windows import check_tokenizer
+
+__all__ = ["checkpoint_fingerprint", "load_model", "load_tokenizer", "quiet"]
+
+# What the model families call the dropout of hidden states and of attention weights.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "mlp_dropout",
+    "embedding_dropout",
+)
+
+
+def quiet() -> None:
+    """Keep transformers from telling about fresh heads and loading bars, in this process."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def checkpoint_fingerprint(checkpoint: str) -> str:
+    """Return a hash of a checkpoint folder's files, or the hub id itself."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return checkpoint
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".txt", ".model"}:
+            digest.update(file.name.encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
+    """Load a checkpoint's fast tokenizer.
+
+    Raises:
+        CheckpointError: There is none that can be loaded.
+        WindowError: It cannot cut questions into windows (no CLS token, say).
+    """
+    _check_place(checkpoint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: no tokenizer could be loaded: {_why(error)}"
+        ) from None
+    check_tokenizer(tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"{checkpoint}: its tokenizer is not a fast one")
+    return tokenizer
+
+
+def load_model(
+    checkpoint: str,
+    *,
+    attention: str = "auto",
+    dropout: float | None = None,
+    fresh_head: bool = True,
+) -> PreTrainedModel:
+    """Load a checkpoint with a question-answering head, in float32.
+
+    A checkpoint without such a head gets a fresh one, initialised from torch's random state,
+    unless ``fresh_head`` is False.
+
+    Args:
+        checkpoint: A folder or a hub id. Weights must be safetensors; no code of it is run.
+        attention: An implementation that transformers knows, or ``auto``.
+        dropout: Dropout of hidden states and attention weights; the checkpoint's own if None.
+        fresh_head: Whether a checkpoint without a question-answering head is welcome.
+
+    Raises:
+        CheckpointError: It cannot be loaded as such a model.
+    """
+    _check_place(checkpoint)
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if dropout is not None:
+            _set_dropout(config, checkpoint, dropout)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, loading = AutoModelForQuestionAnswering.from_pretrained(
+                checkpoint,
+                output_loading_info=True,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: cannot be loaded as a question-answering model: {_why(error)}"
+        ) from None
+    if not fresh_head and loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise CheckpointError(
+            f"{checkpoint}: has no trained question-answering head (its weights lack {missing})"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
+    names = [name for name in _DROPOUT_NAMES if isinstance(getattr(config, name, None), float)]
+    if not names:
+        raise CheckpointError(f"{checkpoint}: has no dropout that could be set to {dropout}")
+    for name in names:
+        setattr(config, name, dropout)
+
+
+def _check_place(checkpoint: str) -> None:
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint}: is no checkpoint: it has no config.json")
+    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or folder.exists():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _why(error: BaseException) -> str:
+    """Return the first sentence of a library's message, which may go on for a page."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}…"

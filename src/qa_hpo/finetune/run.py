@@ -1,0 +1,79 @@
+"""One fine-tuning run: a configuration in, epoch records and a checkpoint out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qa_hpo.config import RunConfig
+from qa_hpo.errors import StudyFileError
+from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.records import EpochRecord, FineTuned
+from qa_hpo.finetune.starts import Starts
+from qa_hpo.finetune.training import Training, train
+from qa_hpo.paths import CachePaths, RunPaths, read_json, write_json
+
+__all__ = ["EpochRecord", "FineTuned", "Inputs", "Starts", "fine_tune"]
+
+
+def fine_tune(
+    config: RunConfig,
+    folder: Path,
+    *,
+    inputs: Inputs | None = None,
+    on_epoch: Callable[[EpochRecord], str | None] | None = None,
+    on_build: Callable[[str], None] | None = None,
+) -> FineTuned:
+    """Fine-tune one configuration, measuring every epoch.
+
+    A run is a function of its configuration: on the same hardware it gives the same epoch records
+    again. In a folder in which the same configuration was interrupted, it goes on after the last
+    finished epoch, and its records are those of a run that was never interrupted.
+
+    Args:
+        config: The run.
+        folder: Where its checkpoints and resume states go.
+        inputs: Data and tokenizers that are loaded already.
+        on_epoch: Told of every epoch; a reason that it returns ends the run.
+        on_build: Told the name of a start that has to be built first.
+
+    Returns:
+        The epoch records and the best epoch's checkpoint, which lies in ``folder``.
+
+    Raises:
+        InputError: Data, starts and lengths do not go together.
+        StudyFileError: ``folder`` holds the beginning of another configuration's run.
+        WorkError: A start could not be built.
+    """
+    inputs = inputs or Inputs(CachePaths())
+    _claim(config, folder)
+    starts = Starts(config, config.runtime, inputs)
+    checkpoint = starts.checkpoint(config.parameters.start, on_build)
+    data = config.data
+    windows = inputs.windows(
+        inputs.train_corpus(data.train, data.train_limit),
+        checkpoint,
+        max_length=data.max_length,
+        doc_stride=config.parameters.doc_stride,
+    )
+    training = Training(
+        checkpoint=checkpoint,
+        tokenizer=inputs.tokenizer(checkpoint),
+        windows=windows,
+        validation=inputs.validation(data, checkpoint, config.evaluation.doc_stride),
+        parameters=config.parameters,
+        seed=config.run.seed,
+        runtime=config.runtime,
+        evaluation=config.evaluation,
+        stop_after_epochs=config.run.stop_after_epochs,
+    )
+    return train(training, RunPaths(folder), on_epoch)
+
+
+def _claim(config: RunConfig, folder: Path) -> None:
+    """Write down whose folder this is, so that no other configuration goes on from its state."""
+    claim = folder / "config.json"
+    content = config.model_dump(mode="json", by_alias=True)
+    if claim.is_file() and read_json(claim) != content:
+        raise StudyFileError(
+            f"{folder}: holds the run of another configuration; remove it or choose another folder"
+        )
+    write_json(claim, content)

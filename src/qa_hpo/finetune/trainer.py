@@ -1,0 +1,235 @@
+"""transformers' Trainer for windows: grouped batches, one validation pass, whole checkpoints."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from qa_hpo.config import Evaluation
+from qa_hpo.errors import DivergedError
+from qa_hpo.finetune.batching import LengthGroupedBatches, WindowCollator
+from qa_hpo.finetune.evaluation import forward_pass, span_loss
+from qa_hpo.finetune.inputs import ValidationSet
+from qa_hpo.finetune.records import EpochRecord, best_record
+from qa_hpo.paths import RunPaths, new_folder, read_json, write_json
+from qa_hpo.squad.scoring import corpus_metrics, score_predictions
+
+__all__ = ["OnEpoch", "QuestionAnsweringTrainer", "read_records"]
+
+OnEpoch = Callable[[EpochRecord], str | None]
+
+_RECORDS = "epochs.json"
+
+
+def read_records(resume_state: Path) -> list[EpochRecord]:
+    """Return the records of the epochs that ``resume_state`` goes on from."""
+    return [EpochRecord.from_dict(flat) for flat in read_json(resume_state / _RECORDS)]
+
+
+class QuestionAnsweringTrainer(Trainer):
+    """Fine-tunes on windows and measures every epoch.
+
+    At the end of an epoch: one pass over the validation windows; the checkpoint, if the epoch is
+    the best so far; the resume state, with the records of all epochs in it; then ``on_epoch``,
+    which may end the run by returning a reason. A process that dies on the way loses at most the
+    epoch it was in.
+
+    Args:
+        model: The model to train.
+        args: Training arguments; evaluation, logging and saving are per epoch.
+        tokenizer: Saved with every checkpoint.
+        train: The training windows and how they are padded.
+        validation: The validation set, and how its windows are padded; None to measure nothing.
+        evaluation: How validation questions are answered.
+        autocast: Lower precision of the evaluation, or None.
+        paths: Where checkpoints and resume states go.
+
+    Attributes:
+        records: The finished epochs; those from before, when a run is resumed, are put in.
+        on_epoch: Told of each epoch that this process finishes.
+        stop_after_epochs: Epoch after which the run ends although the schedule goes on.
+        stop_reason: What ``on_epoch`` returned last.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        train: WindowCollator,
+        validation: tuple[ValidationSet, WindowCollator] | None,
+        evaluation: Evaluation,
+        autocast: torch.dtype | None,
+        paths: RunPaths,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=train,
+            # Trainer asks for the sets only to see that they are there; batches are made below.
+            train_dataset=cast("Dataset[int]", range(len(train.windows))),
+            eval_dataset=cast("Dataset[int]", range(0)),
+            processing_class=tokenizer,
+            callbacks=[_Epochs(self)],
+        )
+        # Progress is told through on_epoch; standard output belongs to the command.
+        self.remove_callback(PrinterCallback)
+        self.network = model
+        self.train_collator = train
+        self.validation = validation
+        self.evaluation = evaluation
+        self.autocast = autocast
+        self.paths = paths
+        self.records: list[EpochRecord] = []
+        self.on_epoch: OnEpoch = lambda record: None
+        self.stop_after_epochs = round(args.num_train_epochs)
+        self.stop_reason: str | None = None
+        self._staging: Path | None = None
+        self._epoch_started = time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the training batches, in their order for each epoch."""
+        windows, seed = self.train_collator.windows, self.args.seed
+        loader = DataLoader(
+            # The collator turns window numbers into batches, so the data set is the numbers.
+            cast("Dataset[int]", range(len(windows))),
+            batch_sampler=LengthGroupedBatches(windows.lengths, self.args.train_batch_size, seed),
+            collate_fn=self.train_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+            # Its own generator: a loader without one draws from the state that dropout uses.
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the batch's mean loss, in which padding takes no part."""
+        labels = {name: inputs.pop(name) for name in ("start_positions", "end_positions")}
+        outputs = model(**inputs)
+        losses = span_loss(
+            outputs.start_logits, outputs.end_logits, inputs["attention_mask"], **labels
+        )
+        loss = losses.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """Measure the epoch that has just ended, and keep its weights if it is the best so far.
+
+        Raises:
+            DivergedError: The epoch's training loss or a validation logit is not finite.
+        """
+        epoch = round(self.state.epoch or 0)
+        train_loss = float(self.state.log_history[-1]["loss"])
+        if not math.isfinite(train_loss):
+            raise DivergedError(f"the training loss of epoch {epoch} is {train_loss}")
+        started = time.monotonic()
+        val_loss, metrics = self._measure()
+        ended = time.monotonic()
+        record = EpochRecord(
+            epoch=epoch,
+            train_loss=train_loss,
+            seconds=ended - self._epoch_started,
+            eval_seconds=ended - started,
+            val_loss=val_loss,
+            metrics=metrics,
+        )
+        self.records.append(record)
+        if best_record(self.records) is record:
+            self._save_best(epoch)
+        return {}
+
+    def _measure(self) -> tuple[float | None, dict[str, float]]:
+        if self.validation is None:
+            return None, {}
+        validation, collator = self.validation
+        forward = forward_pass(
+            self.network,
+            collator,
+            n_best=self.evaluation.n_best,
+            max_answer_length=self.evaluation.max_answer_length,
+            batch_size=self.args.eval_batch_size,
+            autocast=self.autocast,
+        )
+        scores = score_predictions(validation.corpus, forward.predictions)
+        return forward.loss, corpus_metrics(scores, validation.groups)
+
+    def _save_best(self, epoch: int) -> None:
+        final = self.paths.checkpoint(epoch)
+        # Left by a process that died after this epoch's checkpoint and before its resume state.
+        shutil.rmtree(final, ignore_errors=True)
+        with new_folder(final) as folder:
+            self.network.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the resume state beside its place and put it there in one step, then tidy up.
+
+        What the state before it needs is removed last: whenever the process dies, there is one
+        state that is whole, with the checkpoint of its best epoch.
+        """
+        final = self.paths.resume_state(self.records[-1].epoch)
+        self.paths.resume.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=self.paths.resume) as staging:
+            self._staging = Path(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            (written,) = Path(staging).glob("checkpoint-*")
+            write_json(written / _RECORDS, [record.as_dict() for record in self.records])
+            written.replace(final)
+        best = best_record(self.records)
+        kept = {final, self.paths.checkpoint(best.epoch) if best else None}
+        for folder in [*self.paths.resume_states(), *self.paths.checkpoints()]:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: the estimate walks all parameters at every step, and nobody reads it."""
+        return 0
+
+
+class _Epochs(TrainerCallback):
+    """Times epochs, and ends the run where it is told to."""
+
+    def __init__(self, trainer: QuestionAnsweringTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer._epoch_started = time.monotonic()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        record = self.trainer.records[-1]
+        self.trainer.stop_reason = self.trainer.on_epoch(record)
+        if self.trainer.stop_reason or record.epoch >= self.trainer.stop_after_epochs:
+            control.should_training_stop = True

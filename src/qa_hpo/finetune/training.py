@@ -1,0 +1,189 @@
+"""A checkpoint and windows in, epoch records and the best epoch's checkpoint out."""
+
+import shutil
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
+
+from qa_hpo.config import Evaluation, Runtime
+from qa_hpo.errors import DivergedError, StudyFileError
+from qa_hpo.finetune.batching import WindowCollator
+from qa_hpo.finetune.inputs import ValidationSet
+from qa_hpo.finetune.models import load_model, quiet
+from qa_hpo.finetune.records import FineTuned, best_record
+from qa_hpo.finetune.trainer import OnEpoch, QuestionAnsweringTrainer, read_records
+from qa_hpo.parameters import Hyperparameters
+from qa_hpo.paths import RunPaths
+from qa_hpo.squad.windows import Windows
+
+__all__ = ["Training", "best_device", "collator", "lower_precision", "train", "use_threads"]
+
+_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run trains, on what, and how.
+
+    Attributes:
+        checkpoint: Folder or hub id of the weights to start from.
+        tokenizer: Its tokenizer.
+        windows: Training windows.
+        validation: What is measured after every epoch; None to measure nothing and keep the last.
+        parameters: The hyperparameters.
+        seed: Seed of a fresh head, of the data's order and of dropout.
+        runtime: How the hardware is used.
+        evaluation: How validation questions are answered.
+        stop_after_epochs: Epoch after which to stop although the schedule goes on; None for none.
+    """
+
+    checkpoint: str
+    tokenizer: PreTrainedTokenizerFast
+    windows: Windows
+    validation: ValidationSet | None
+    parameters: Hyperparameters
+    seed: int
+    runtime: Runtime = field(default_factory=Runtime)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    stop_after_epochs: int | None = None
+
+
+def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) -> FineTuned:
+    """Fine-tune, from the last finished epoch if ``paths`` holds a resume state.
+
+    Args:
+        training: What to train.
+        paths: Where checkpoints and resume states go. When the run has ended, only the checkpoint
+            of the best epoch is left.
+        on_epoch: Told of each epoch, those finished before a resume included; a reason that it
+            returns ends the run.
+
+    Returns:
+        The records and the best checkpoint. A run that diverges ends with the stop reason
+        ``diverged`` and what its earlier epochs gave.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+        StudyFileError: The hardware lacks the precision that was asked for.
+    """
+    quiet()
+    use_threads(training.runtime.cpu_threads)
+    states = paths.resume_states()
+    records = read_records(states[-1]) if states else []
+    stop_after = training.stop_after_epochs or training.parameters.epochs
+    tell = on_epoch or (lambda record: None)
+    stop_reason = None
+    for record in records:
+        stop_reason = tell(record) or stop_reason
+    if not stop_reason and len(records) < min(stop_after, training.parameters.epochs):
+        trainer = _trainer(training, paths)
+        trainer.records = records
+        trainer.on_epoch = tell
+        trainer.stop_after_epochs = stop_after
+        try:
+            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+            stop_reason = trainer.stop_reason
+        except DivergedError:
+            stop_reason = "diverged"
+    best = best_record(records)
+    shutil.rmtree(paths.resume, ignore_errors=True)
+    return FineTuned(
+        records=tuple(records),
+        best=best,
+        checkpoint=paths.checkpoint(best.epoch) if best else None,
+        stop_reason=stop_reason,
+    )
+
+
+def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
+    # Before the model is loaded: a fresh head is drawn from the random state.
+    set_seed(training.seed)
+    model = load_model(
+        training.checkpoint,
+        attention=training.runtime.attention,
+        dropout=training.parameters.dropout,
+    )
+    tokenizer = training.tokenizer
+    validation = training.validation
+    return QuestionAnsweringTrainer(
+        model,
+        _arguments(training, paths),
+        tokenizer=tokenizer,
+        train=collator(training.windows, tokenizer),
+        validation=(validation, collator(validation.windows, tokenizer)) if validation else None,
+        evaluation=training.evaluation,
+        autocast=lower_precision(training.runtime),
+        paths=paths,
+    )
+
+
+def collator(windows: Windows, tokenizer: PreTrainedTokenizerFast) -> WindowCollator:
+    """Return how ``windows`` are padded for a model with ``tokenizer`` on this hardware."""
+    return WindowCollator(
+        windows,
+        tokenizer.pad_token_id,
+        left=tokenizer.padding_side == "left",
+        # Tensor cores want lengths that are multiples of 8; elsewhere padding is only waste.
+        multiple=8 if torch.cuda.is_available() else 1,
+    )
+
+
+def best_device() -> str:
+    """Return the device that a model runs on where none is asked for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with ``threads`` CPU threads in this process; leave them as they are if None."""
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def lower_precision(runtime: Runtime) -> torch.dtype | None:
+    """Return the 16-bit type that ``runtime`` means on this hardware, or None for float32.
+
+    Raises:
+        StudyFileError: It asks for a precision that this hardware lacks.
+    """
+    cuda = torch.cuda.is_available()
+    wanted = runtime.precision
+    if wanted == "auto":
+        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else None
+    if wanted == "fp16" and not cuda:
+        raise StudyFileError("training.precision: 'fp16' needs a GPU; valid here: auto, fp32, bf16")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def _arguments(training: Training, paths: RunPaths) -> TrainingArguments:
+    parameters, runtime = training.parameters, training.runtime
+    precision = lower_precision(runtime)
+    cuda = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(paths.resume),
+        num_train_epochs=parameters.epochs,
+        per_device_train_batch_size=parameters.batch_size,
+        per_device_eval_batch_size=runtime.eval_batch_size,
+        learning_rate=parameters.learning_rate,
+        weight_decay=parameters.weight_decay,
+        warmup_steps=parameters.warmup,
+        lr_scheduler_type=_SCHEDULERS[parameters.scheduler],
+        max_grad_norm=parameters.max_grad_norm,
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="epoch",
+        # A loss that is not a number must show, not be replaced by the mean of those before.
+        logging_nan_inf_filter=False,
+        bf16=precision is torch.bfloat16,
+        fp16=precision is torch.float16,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        label_names=["start_positions", "end_positions"],
+        seed=training.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # One process drives one device: with several visible, Trainer would replicate the model.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,141 @@
+"""Every folder and file of a study, a run and the cache; writes that are whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "CONFIG_NAME",
+    "METRICS_NAME",
+    "CachePaths",
+    "RunPaths",
+    "StudyPaths",
+    "new_folder",
+    "read_json",
+    "write_json",
+    "write_text",
+]
+
+# What an exported folder holds beside the checkpoint.
+CONFIG_NAME = "qa_hpo.toml"
+METRICS_NAME = "metrics.json"
+
+
+class CachePaths:
+    """What can be computed again: windows, and starts that are built by a recipe.
+
+    Args:
+        folder: Root of the cache; ``QA_HPO_CACHE``, or ``storage/cache``, where it is left out.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(os.environ.get("QA_HPO_CACHE") or "storage/cache")
+
+    @property
+    def windows(self) -> Path:
+        """Tokenised windows, by corpus, tokenizer and lengths."""
+        return self.folder / "windows"
+
+    def start(self, name: str, key: str) -> Path:
+        """The checkpoint of a start built by a recipe whose content hashes to ``key``."""
+        return self.folder / "starts" / f"{name}-{key[:16]}"
+
+
+class StudyPaths:
+    """What a study leaves behind, under its artifact folder."""
+
+    def __init__(self, artifacts: Path, study: str) -> None:
+        self.folder = artifacts / study
+
+    def run(self, number: int) -> "RunPaths":
+        """The run of trial ``number``."""
+        return RunPaths(self.folder / f"trial-{number:05d}")
+
+    def worker_log(self, worker: int) -> Path:
+        """What worker ``worker`` of the last launch printed."""
+        return self.folder / "logs" / f"worker-{worker}.log"
+
+
+class RunPaths:
+    """One fine-tuning run: its resume state, its best epoch's checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def resume(self) -> Path:
+        """Folder of the resume states; gone when the run has ended."""
+        return self.folder / "resume"
+
+    def resume_state(self, epoch: int) -> Path:
+        """What it takes to go on after ``epoch`` finished epochs."""
+        return self.resume / f"epoch-{epoch:04d}"
+
+    def resume_states(self) -> list[Path]:
+        """The resume states that are whole, oldest first."""
+        return sorted(self.resume.glob("epoch-*"))
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The checkpoint of ``epoch``, kept while it is the run's best."""
+        return self.folder / "checkpoint" / f"epoch-{epoch:04d}"
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that are there."""
+        return sorted((self.folder / "checkpoint").glob("epoch-*"))
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a folder to fill, which becomes ``final`` when the block ends well, else is gone.
+
+    The folder lies beside ``final``, so that the last step is a rename. It has no name that a
+    reader of finished folders would pick up.
+
+    Args:
+        final: The folder's place.
+        replace: Whether ``final`` may hold something, which is then removed. A full folder cannot
+            be replaced in one step: it is put aside, and back again if the new one cannot come.
+
+    Raises:
+        OSError: ``final`` is not an empty folder, and ``replace`` is False.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    new, old = workshop / "new", workshop / "old"
+    try:
+        new.mkdir()
+        yield new
+        if replace and final.exists():
+            final.replace(old)
+        try:
+            new.replace(final)
+        except OSError:
+            if old.exists():
+                old.replace(final)
+            raise
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as workshop:
+        new = Path(workshop) / path.name
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path``, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return what the JSON file ``path`` holds."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Processes that work on a study, and what launches them."""
