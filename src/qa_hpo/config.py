@@ -166,6 +166,11 @@ class Artifacts(Section):
     folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
     keep: Annotated[int, Field(ge=1)] = 5
 
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.folder)
+
     @field_validator("folder")
     @classmethod
     def _is_folder(cls, folder: str) -> str:
@@ -313,7 +318,7 @@ class StudyFile(_Job):
             data=self.data,
             starts=starts,
             parameters=parameters,
-            training=runtime,
+            runtime=runtime,
             evaluation=self.evaluation,
         )
 

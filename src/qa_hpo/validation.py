@@ -59,7 +59,7 @@ def explain(failure: ValidationError, model: type[BaseModel]) -> list[str]:
         model: The model that was validated.
     """
     lines: dict[tuple[int | str, ...], str] = {}
-    misspelt = set()
+    misspelt: set[tuple[tuple[int | str, ...], int | str]] = set()
     for error in failure.errors():
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, PlacedError):

@@ -48,9 +48,7 @@ def write_demo(folder: Path) -> list[Path]:
             if not path.exists():
                 _write(path, content)
     except OSError as error:
-        raise InputError(
-            f"Cannot write the demo to {folder}: {error.strerror or error}"
-        ) from error
+        raise InputError(f"Cannot write the demo to {folder}: {error.strerror or error}") from error
     return list(files)
 
 
@@ -74,7 +72,9 @@ def _toml_escape(folder: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"The folder name {name!r} is not valid Unicode; choose another") from error
+        raise InputError(
+            f"The folder name {name!r} is not valid Unicode; choose another"
+        ) from error
     # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
     return json.dumps(name, ensure_ascii=False)[1:-1].replace("\x7f", "\\u007f")
 

@@ -71,7 +71,10 @@ def fine_tune(
 def _claim(config: RunConfig, folder: Path) -> None:
     """Write down whose folder this is, so that no other configuration goes on from its state."""
     claim = folder / "config.json"
-    content = config.model_dump(mode="json", by_alias=True)
+    # Neither changes what the epochs measure: where to stop, and on how many threads.
+    content = config.model_dump(
+        mode="json", by_alias=True, exclude={"run": {"stop_after_epochs"}, "runtime": True}
+    )
     if claim.is_file() and read_json(claim) != content:
         raise StudyFileError(
             f"{folder}: holds the run of another configuration; remove it or choose another folder"

@@ -141,8 +141,8 @@ An extractive question-answering model: it answers a question with a part of the
 that the context does not answer it. It is {export.origin}.
 
 On {metrics["total"]:.0f} validation questions (`{config.data.validation}`) it reaches F1
-**{metrics["best_f1"]:.2f}** with its tuned no-answer threshold, and {metrics["f1"]:.2f} at threshold
-0.{crossfit}
+**{metrics["best_f1"]:.2f}** with its tuned no-answer threshold, and {metrics["f1"]:.2f} with the
+threshold 0.{crossfit}
 
 ## The threshold
 
@@ -165,8 +165,8 @@ threshold.
 
 ## Configuration
 
-Start `{config.parameters.start}`, trained on `{config.data.train}`. `{CONFIG_NAME}` holds all of it:
-`qa-hpo train {CONFIG_NAME} OUT` runs it again.
+Start `{config.parameters.start}`, trained on `{config.data.train}`. `{CONFIG_NAME}` holds all of
+it: `qa-hpo train {CONFIG_NAME} OUT` runs it again.
 
 | parameter | value |
 |---|---|

@@ -1,0 +1,5 @@
+"""``python -m qa_hpo`` is ``qa-hpo``."""
+
+from qa_hpo.cli import main
+
+main()

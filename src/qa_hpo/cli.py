@@ -1,0 +1,507 @@
+"""The command line: parsing and printing only.
+
+Commands import what they need when they run, so that ``--help`` and ``status`` start without
+torch.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from qa_hpo import __version__
+from qa_hpo.config import (
+    DEFAULT_STORAGE,
+    Budget,
+    StudyFile,
+    load_run_config,
+    load_study_file,
+    storage_url,
+)
+from qa_hpo.errors import InputError, QaHpoError, WorkError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="qa-hpo",
+    help="Hyperparameter search and model selection for extractive question answering.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a study in --storage.")
+]
+StudyFileArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help=f"The study's database; else QA_HPO_STORAGE, the study file's, or {DEFAULT_STORAGE}.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="A SQuAD-format file, a saved data set or a hub id.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An exported folder, a checkpoint folder or hub id.")
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; errors for people are one line each, and the exit code is theirs."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+        sys.exit(0)
+    except QaHpoError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        typer.echo(f"error: {type(error).__name__}: {message} (--debug tells more)", err=True)
+        sys.exit(1)
+
+
+@app.callback()
+def _global(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and log more.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"qa-hpo {__version__}")
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,
+    )
+    context.obj = debug
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+) -> None:
+    """Write generated corpora, a tiny base checkpoint and a study file to try everything with.
+
+    [bold]Example:[/] qa-hpo demo storage/demo
+    """
+    from qa_hpo.demo import write_demo
+
+    for path in write_demo(folder):
+        typer.echo(f"{path}")
+    typer.echo(f"Next: qa-hpo run {folder / 'study.toml'}")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The file to write.")] = Path(
+        "study.toml"
+    ),
+    force: ForceOption = False,
+) -> None:
+    """Write a commented study file to start from.
+
+    [bold]Example:[/] qa-hpo init study.toml
+    """
+    from importlib.resources import files
+
+    from qa_hpo.paths import write_text
+
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists; choose another name, or --force")
+    text = files("qa_hpo").joinpath("study_template.toml").read_text(encoding="utf-8")
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    typer.echo(f"{path}: set [data] and [starts], then: qa-hpo check {path}")
+
+
+@app.command()
+def check(study: StudyFileArgument) -> None:
+    """Look for mistakes: the study file, the data, the starts, and whether they go together.
+
+    [bold]Example:[/] qa-hpo check studies/demo.toml
+    """
+    from qa_hpo.search.space import SearchSpace
+
+    file = load_study_file(study)
+    space = SearchSpace(file)
+    for entry in file.baseline:
+        space.baseline(entry)
+    _preflight(file)
+    typer.echo(f"{study}: good")
+
+
+@app.command()
+def prepare(study: StudyFileArgument) -> None:
+    """Do once what every worker needs: load the data, cut the windows, build the starts.
+
+    [bold]Example:[/] qa-hpo prepare studies/demo.toml
+    """
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.finetune.preflight import prepare as prepare_starts
+    from qa_hpo.paths import CachePaths
+
+    file = load_study_file(study)
+    for name, checkpoint in prepare_starts(file, Inputs(CachePaths()), typer.echo):
+        typer.echo(f"start {name}: {checkpoint}")
+
+
+@app.command()
+def run(
+    study: StudyFileArgument,
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="Workers; auto: one per GPU, or one on a CPU.")
+    ] = "auto",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Budget of trials, in place of the study file's.")
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Create a study or continue it, until its budget is spent; then show the leaderboard.
+
+    [bold]Example:[/] qa-hpo run studies/demo.toml --workers 2
+    """
+    from qa_hpo.printing import print_leaderboard, print_line
+    from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
+
+    count = _count(workers)
+    file = load_study_file(study)
+    if trials is not None:
+        budget = Budget(**{**file.budget.model_dump(), "trials": trials})
+        file = file.model_copy(update={"budget": budget})
+    joined = _create(file, storage_url(file.study, storage))
+    try:
+        complete = _work_locally(joined, count)
+        board = read_leaderboard(joined)
+        print_line("")
+        print_leaderboard(board, joined.file)
+        if not complete or board.winner is None:
+            raise WorkError(f"study {file.study.name!r} did not come to its end; see above")
+        print_line(f"Take the winner home: qa-hpo export {study} OUT")
+    finally:
+        joined.storage.close()
+
+
+@app.command()
+def worker(
+    study: Annotated[str, typer.Option(metavar="NAME", help="The study's name.")],
+    storage: StorageOption = None,
+    label: Annotated[str | None, typer.Option(help="What to call this worker.")] = None,
+    cpu_threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to compute with on a CPU.")
+    ] = None,
+) -> None:
+    """Work on a study that exists, from any host that reaches its storage and its data.
+
+    [bold]Example:[/] qa-hpo worker --storage sqlite:///storage/qa_hpo.db --study demo
+    """
+    from qa_hpo.workers.worker import work
+
+    logging.getLogger("qa_hpo").setLevel(logging.INFO)
+    url = storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
+    work(study, url, label=label, cpu_threads=cpu_threads)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="One run's configuration.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    force: ForceOption = False,
+) -> None:
+    """Train one configuration without a study, as an export describes it (qa_hpo.toml).
+
+    [bold]Example:[/] qa-hpo train storage/demo-winner/qa_hpo.toml storage/again
+    """
+    from qa_hpo.finetune.run import fine_tune
+    from qa_hpo.paths import CONFIG_NAME, METRICS_NAME
+    from qa_hpo.printing import print_epoch
+    from qa_hpo.results.export import Exported, write_export
+
+    settings = load_run_config(config)
+    if out.exists() and not force:
+        raise InputError(f"{out}: exists; choose another folder, or --force")
+    work = out.with_name(f".{out.name}.run")
+    tuned = fine_tune(
+        settings,
+        work,
+        on_epoch=print_epoch,
+        on_build=lambda name: typer.echo(f"building start {name}"),
+    )
+    if tuned.best is None or tuned.checkpoint is None:
+        raise WorkError(f"{config}: the training diverged before an epoch could be measured")
+    exported = Exported(
+        config=settings,
+        checkpoint=tuned.checkpoint,
+        records=tuned.records,
+        best=tuned.best,
+        origin=f"a run of the configuration {settings.run.name!r}",
+        facts={"run": settings.run.name},
+    )
+    write_export(exported, out, force=force)
+    _remove(work)
+    typer.echo(f"{out}: the checkpoint of epoch {tuned.best.epoch}, {CONFIG_NAME}, {METRICS_NAME}")
+
+
+@app.command()
+def status(
+    study: StudyArgument, storage: StorageOption = None, as_json: JsonOption = False
+) -> None:
+    """Tell how a study stands: what is spent, what runs, what leads.
+
+    [bold]Example:[/] qa-hpo status studies/demo.toml
+    """
+    from qa_hpo.printing import print_status
+    from qa_hpo.results.progress import snapshot
+
+    with _joined(study, storage) as joined:
+        now = snapshot(joined)
+        if as_json:
+            typer.echo(json.dumps(now.as_dict(), indent=2))
+        else:
+            print_status(now)
+
+
+@app.command()
+def leaderboard(
+    study: StudyArgument, storage: StorageOption = None, as_json: JsonOption = False
+) -> None:
+    """List a study's trials, best first, with the baseline.
+
+    [bold]Example:[/] qa-hpo leaderboard studies/demo.toml --json
+    """
+    from qa_hpo.printing import print_leaderboard
+    from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
+
+    with _joined(study, storage) as joined:
+        board = read_leaderboard(joined)
+        if as_json:
+            typer.echo(board.to_json())
+        else:
+            print_leaderboard(board, joined.file)
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    trial: Annotated[
+        int | None, typer.Option(help="The trial to export; the winner if left out.")
+    ] = None,
+    storage: StorageOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write the winner's checkpoint, configuration, metrics and model card to a folder.
+
+    [bold]Example:[/] qa-hpo export studies/demo.toml storage/demo-winner
+    """
+    from qa_hpo.results.export import write_export
+    from qa_hpo.results.select import exported_trial
+
+    with _joined(study, storage) as joined:
+        exported = exported_trial(joined, trial)
+    written = write_export(exported, out, force=force)
+    threshold = exported.best.metrics["best_f1_thresh"]
+    verb = "holds" if not written else "now holds"
+    typer.echo(f"{out} {verb} {exported.origin}; it answers with the threshold {threshold:g}")
+
+
+@app.command()
+def evaluate(model: ModelArgument, data: DataArgument, as_json: JsonOption = False) -> None:
+    """Measure a checkpoint on questions, with the official metrics.
+
+    [bold]Example:[/] qa-hpo evaluate storage/demo-winner storage/demo/validation-v2.json
+    """
+    from qa_hpo.finetune.predictor import QuestionAnswerer
+    from qa_hpo.printing import print_metrics
+    from qa_hpo.squad.corpus import load_corpus
+
+    corpus = load_corpus(data, "validation")
+    metrics = QuestionAnswerer.from_pretrained(model).evaluate(corpus)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "data": data, **metrics}, indent=2))
+    else:
+        print_metrics(metrics)
+
+
+@app.command()
+def score(
+    data: DataArgument,
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="JSON: question ids to answers.")
+    ],
+    null_scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON: question ids to null scores.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a predictions file in the official format.
+
+    [bold]Example:[/] qa-hpo score dev-v2.0.json predictions.json --null-scores null_odds.json
+    """
+    from qa_hpo.printing import print_metrics
+    from qa_hpo.squad.corpus import load_corpus
+    from qa_hpo.squad.predictions import score_predictions_file
+
+    metrics = score_predictions_file(load_corpus(data, "validation"), predictions, null_scores)
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+    else:
+        print_metrics(metrics)
+
+
+@app.command()
+def answer(
+    model: ModelArgument,
+    context: Annotated[
+        Path, typer.Option(metavar="FILE", help="A text file with the context; - reads it here.")
+    ],
+    question: Annotated[str, typer.Option(metavar="TEXT", help="The question.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from a context, or say that the context has no answer.
+
+    [bold]Example:[/] qa-hpo answer storage/demo-winner --context text.txt --question "Who ...?"
+    """
+    from qa_hpo.finetune.predictor import QuestionAnswerer
+
+    try:
+        text = sys.stdin.read() if str(context) == "-" else context.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{context}: cannot be read: {why}") from None
+    if not text.strip() or not question.strip():
+        raise InputError(f"{'--question' if text.strip() else context}: is empty")
+    found = QuestionAnswerer.from_pretrained(model).answer(question, text)
+    if as_json:
+        typer.echo(json.dumps({"question": question, "answer": found.text, **_plain(found)}))
+    else:
+        typer.echo(
+            f"{found.text or 'no answer'}  (score {found.score:.2f}, answers from "
+            f"{-found.threshold:.2f} on)"
+        )
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(found).items() if name != "text"}
+
+
+def _count(workers: str) -> int:
+    from qa_hpo.workers.local import worker_count
+
+    if workers == "auto":
+        return worker_count(None)
+    if not workers.isdigit() or int(workers) == 0:
+        raise InputError(f"--workers: {workers!r} is neither auto nor a number from 1")
+    return worker_count(int(workers))
+
+
+def _preflight(file: StudyFile) -> dict[str, str]:
+    """Look at what the study needs, tell about it, and return the corpora's fingerprints."""
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.finetune.preflight import preflight
+    from qa_hpo.paths import CachePaths
+    from qa_hpo.printing import print_preflight
+
+    found = preflight(file, Inputs(CachePaths()))
+    print_preflight(found.train, found.validation, found.starts)
+    return {"train": found.train.fingerprint, "validation": found.validation.fingerprint}
+
+
+def _create(file: StudyFile, url: str) -> Any:
+    from qa_hpo.printing import print_line
+    from qa_hpo.results.progress import headline, snapshot
+    from qa_hpo.search.storage import open_storage
+    from qa_hpo.search.study import create_study
+
+    _check_writable(file.artifacts.path)
+    fingerprints = _preflight(file)
+    storage = open_storage(url, create=True)
+    joined = create_study(file, storage, fingerprints=fingerprints)
+    if joined.created:
+        print_line(f"study {file.study.name!r} created in {storage.shown}")
+    else:
+        print_line(f"study {file.study.name!r} continues: {headline(snapshot(joined))}")
+    return joined
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"artifacts.folder: {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"artifacts.folder: {folder}: is not writable")
+
+
+def _work_locally(joined: Any, count: int) -> bool:
+    """Run workers until the budget is spent; return whether it is."""
+    from qa_hpo.paths import StudyPaths
+    from qa_hpo.printing import print_line, watch
+    from qa_hpo.search.budget import BudgetStep, next_step
+    from qa_hpo.workers.local import LocalWorkers
+
+    def over() -> bool:
+        step = next_step(joined.optuna_study, joined.file.budget)
+        return step.step is BudgetStep.SPENT and not step.failing
+
+    if over():
+        print_line("The budget is spent: nothing to do. --trials N gives it more.")
+        return True
+    name = joined.file.study.name
+    paths = StudyPaths(joined.file.artifacts.path, name)
+    launched = LocalWorkers(name, joined.storage.url, paths, count)
+    try:
+        watch(joined, launched)
+    finally:
+        launched.stop()
+    return over()
+
+
+@contextlib.contextmanager
+def _joined(study: str, storage: str | None) -> Iterator[Any]:
+    from qa_hpo.search.storage import open_storage
+    from qa_hpo.search.study import load_study
+
+    if study.endswith(".toml") or Path(study).is_file():
+        file = load_study_file(Path(study))
+        name, url = file.study.name, storage_url(file.study, storage)
+    else:
+        name, url = study, storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
+    opened = open_storage(url, create=False)
+    try:
+        yield load_study(name, opened)
+    finally:
+        opened.close()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""Looks at everything a study needs before the first trial: mistakes show at once, by name."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+from qa_hpo.config import Recipe, StudyFile
+from qa_hpo.errors import CheckpointError, WindowError
+from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.models import quiet
+from qa_hpo.finetune.starts import Starts
+from qa_hpo.squad.corpus import Corpus
+
+__all__ = ["Preflight", "preflight", "prepare"]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Attributes:
+        train: The training questions.
+        validation: The validation questions.
+        starts: Each start and, in words, what it is.
+    """
+
+    train: Corpus
+    validation: Corpus
+    starts: dict[str, str]
+
+
+def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
+    """Load the data, tokenizers and configurations of a study, and cut the narrowest windows.
+
+    Raises:
+        InputError: Something cannot be used; one line says what, where and what would be valid.
+    """
+    quiet()
+    train = inputs.train_corpus(file.data.train, file.data.train_limit)
+    validation = inputs.validation_corpus(file.data)
+    described = {}
+    checked: set[tuple[str, str, int]] = set()
+    for name, start in file.starts.items():
+        checkpoint = file.starts[file.lineage(name)[-1]]
+        assert isinstance(checkpoint, str)
+        place = f"starts.{file.lineage(name)[-1]}"
+        described[name] = _describe(checkpoint, place)
+        strides = _strides(file)
+        sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
+        if isinstance(start, Recipe):
+            recipe = inputs.train_corpus(start.train, start.train_limit)
+            sets.append((recipe, start.parameters(file.defaults).doc_stride, f"starts.{name}"))
+            described[name] = f"{start.from_} trained on {start.train} ({len(recipe):,} questions)"
+        for corpus, stride, what in sets:
+            key = (checkpoint, corpus.fingerprint, stride)
+            if key not in checked:
+                checked.add(key)
+                _cut(file, inputs, checkpoint, corpus, stride, what or "evaluation")
+    return Preflight(train, validation, described)
+
+
+def _describe(checkpoint: str, place: str) -> str:
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{place}: {checkpoint}: cannot be loaded: {why}") from None
+    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
+        raise CheckpointError(
+            f"{place}: {checkpoint}: a {config.model_type} model cannot answer questions "
+            "extractively in transformers"
+        )
+    return f"{checkpoint} ({config.model_type})"
+
+
+def _cut(
+    file: StudyFile, inputs: Inputs, checkpoint: str, corpus: Corpus, stride: int, what: str
+) -> None:
+    try:
+        inputs.windows(corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride)
+    except WindowError as error:
+        raise WindowError(f"{checkpoint}, {what} windows: {error}") from None
+
+
+def _strides(file: StudyFile) -> list[int]:
+    """Return the training strides that a study may use, as far as it names them, ascending."""
+    dimension = file.search.get("doc_stride")
+    if dimension is None:
+        return [file.training.doc_stride]
+    default = [file.training.doc_stride] if dimension.when else []
+    return sorted(int(value) for value in [*dimension.values(), *default])
+
+
+def prepare(
+    file: StudyFile, inputs: Inputs, on_step: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    """Do once what every worker needs: cut the windows and build the starts.
+
+    Args:
+        file: The study.
+        inputs: Loads, and owns the cache.
+        on_step: Told what is being done.
+
+    Yields:
+        Each start's name and its checkpoint.
+
+    Raises:
+        InputError: As :func:`preflight`.
+        WorkError: A start could not be built.
+    """
+    found = preflight(file, inputs)
+    starts = Starts(file, file.training.runtime(), inputs)
+    dimension = file.search.get("doc_stride")
+    ranged = dimension is not None and dimension.low is not None
+    for name in file.starts:
+        checkpoint = starts.checkpoint(name, lambda built: on_step(f"building start {built}"))
+        for stride in [] if ranged else _strides(file):
+            on_step(f"windows of {name}, doc_stride {stride}")
+            inputs.windows(
+                found.train, checkpoint, max_length=file.data.max_length, doc_stride=stride
+            )
+        yield name, checkpoint

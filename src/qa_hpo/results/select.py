@@ -1,0 +1,89 @@
+"""Which trial of a study is exported, and all that belongs to it."""
+
+from optuna.trial import FrozenTrial, TrialState
+
+from qa_hpo.config import Run, RunConfig, Runtime
+from qa_hpo.errors import InputError, WorkError
+from qa_hpo.finetune.records import EpochRecord
+from qa_hpo.paths import StudyPaths
+from qa_hpo.results.export import Exported
+from qa_hpo.search.study import JoinedStudy, run_seed
+from qa_hpo.search.trials import (
+    CPU_THREADS,
+    STOP_REASON,
+    epoch_records,
+    finished_trials,
+    lineage_number,
+)
+
+__all__ = ["exported_trial", "run_config"]
+
+
+def run_config(joined: JoinedStudy, trial: FrozenTrial) -> RunConfig:
+    """Return the configuration that runs ``trial`` again, as far as the trial went."""
+    file = joined.file
+    lineage = lineage_number(trial)
+    parameters = joined.space.parameters_of(trial.params)
+    epochs = len(epoch_records(trial))
+    runtime = file.training.runtime()
+    threads = trial.user_attrs.get(CPU_THREADS, runtime.cpu_threads)
+    run = Run(
+        name=f"{file.study.name} trial {trial.number}",
+        seed=run_seed(file.study.seed, lineage),
+        stop_after_epochs=epochs if epochs < parameters.epochs else None,
+    )
+    return file.run_config(
+        parameters, run, Runtime(**{**runtime.model_dump(), "cpu_threads": threads})
+    )
+
+
+def exported_trial(joined: JoinedStudy, number: int | None) -> Exported:
+    """Return what is exported of a trial.
+
+    Args:
+        joined: The study.
+        number: The trial's number; the winner's if None.
+
+    Raises:
+        InputError: There is no such finished trial, or its checkpoint is not kept.
+        WorkError: The checkpoint that should be there is not.
+    """
+    ranked = finished_trials(joined.optuna_study)
+    if not ranked:
+        raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
+    trial = ranked[0]
+    if number is not None:
+        chosen = [candidate for candidate in ranked if candidate.number == number]
+        if not chosen:
+            valid = ", ".join(str(candidate.number) for candidate in ranked)
+            raise InputError(f"--trial: {number} is not a finished trial; valid: {valid}")
+        trial = chosen[0]
+    records = [EpochRecord.from_dict(record) for record in epoch_records(trial)]
+    best = next(record for record in records if record.epoch == trial.user_attrs["best_epoch"])
+    artifacts = joined.file.artifacts
+    paths = StudyPaths(artifacts.path, joined.file.study.name)
+    checkpoint = paths.run(lineage_number(trial)).checkpoint(best.epoch)
+    if not checkpoint.is_dir():
+        kept = [candidate.number for candidate in ranked[: artifacts.keep]]
+        if trial.number not in kept:
+            raise InputError(
+                f"trial {trial.number}: its checkpoint is not kept (artifacts.keep is "
+                f"{artifacts.keep}); kept: {', '.join(map(str, kept))}"
+            )
+        raise WorkError(f"trial {trial.number}: its checkpoint is not on this host ({checkpoint})")
+    ended = "complete"
+    if trial.state is TrialState.PRUNED:
+        ended = f"pruned: {trial.user_attrs.get(STOP_REASON)}"
+    return Exported(
+        config=run_config(joined, trial),
+        checkpoint=checkpoint,
+        records=records,
+        best=best,
+        origin=f"trial {trial.number} of study {joined.file.study.name!r} ({ended})",
+        facts={
+            "study": joined.file.study.name,
+            "trial": trial.number,
+            "state": trial.state.name,
+            "stop_reason": trial.user_attrs.get(STOP_REASON),
+        },
+    )

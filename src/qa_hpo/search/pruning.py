@@ -1,0 +1,148 @@
+"""When a trial ends early: its loss rises, it is hopeless beside others, or it diverges.
+
+Reports are minus the validation loss at step = epoch, counted from 1, in a maximised study:
+Optuna's pruners and TPE read reports in the study's direction.
+"""
+
+import math
+from collections.abc import Container, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from qa_hpo.config import StudyFile
+from qa_hpo.search.sampling import derived_seed
+
+__all__ = [
+    "STOP_REASONS",
+    "OverfittingRule",
+    "SameHorizonPruner",
+    "diverged",
+    "is_control",
+    "make_pruner",
+]
+
+STOP_REASONS = ("overfitting", "hopeless", "diverged", "budget")
+"""Why a trial ended before its last epoch."""
+
+
+class OverfittingRule:
+    """The rule that a validation loss which keeps above its best means overfitting.
+
+    A trial overfits after an epoch if each of its last ``patience`` losses is above the best of
+    the losses before it by more than ``min_delta``. With 1.235, 1.217, 1.359, patience 1 and
+    min_delta 0 it overfits after the third epoch, by 0.142; with patience 2 it does not yet.
+    A loss that is NaN counts as above every number and never as the best.
+
+    Args:
+        patience: Epochs in a row, at least 1.
+        min_delta: By how much the loss must be above its best, in nats, at least 0.
+
+    Raises:
+        ValueError: A number below its least value.
+    """
+
+    def __init__(self, patience: int = 1, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, got {patience}")
+        if not 0 <= min_delta < math.inf:
+            raise ValueError(f"min_delta must be at least 0 and finite, got {min_delta}")
+        self.patience = patience
+        self.min_delta = min_delta
+
+    def overfits(self, val_losses: Sequence[float]) -> bool:
+        """Return whether a trial overfits after the last of ``val_losses``, one per epoch."""
+        earlier = [loss for loss in val_losses[: -self.patience] if not math.isnan(loss)]
+        if not earlier:
+            return False
+        # None of the last losses is a new best, so all of them have the same best before them.
+        limit = min(earlier) + self.min_delta
+        return all(not loss <= limit for loss in val_losses[-self.patience :])
+
+
+class SameHorizonPruner(BasePruner):
+    """Show another pruner only the trials that train for as many epochs as the one it judges.
+
+    The learning rate's schedule spans all epochs of a trial, so the first epochs of a 2-epoch
+    and a 4-epoch trial differ for reasons other than quality. Where epochs are not searched,
+    all trials have the same horizon.
+
+    Args:
+        pruner: The pruner that judges. It may read trials and direction of a study, no more.
+    """
+
+    def __init__(self, pruner: BasePruner) -> None:
+        self._pruner = pruner
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the inner pruner ends ``trial``, judged among its like."""
+        return self._pruner.prune(cast("optuna.Study", _SameHorizon(study, trial)), trial)
+
+
+class _SameHorizon:
+    """A study that seems to hold only the trials with the same horizon as ``trial``."""
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._study = study
+        self._horizon = trial.params.get("epochs")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=deepcopy, states=states)
+        return [trial for trial in trials if trial.params.get("epochs") == self._horizon]
+
+
+def make_pruner(study: StudyFile) -> BasePruner:
+    """Return the pruner across trials that ``study`` asks for.
+
+    The median pruner compares trials of the same number of epochs. Hyperband compares all
+    trials at the same epoch, whatever their horizon, and wants to be the study's own pruner.
+    """
+    pruning = study.pruning
+    if pruning.across == "median":
+        # Optuna counts steps from 0 and leaves those below n_warmup_steps alone; ours are
+        # counted from 1.
+        return SameHorizonPruner(
+            MedianPruner(
+                n_startup_trials=pruning.startup_trials, n_warmup_steps=pruning.warmup_epochs + 1
+            )
+        )
+    if pruning.across == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=_longest(study))
+    return NopPruner()
+
+
+def _longest(study: StudyFile) -> int:
+    """Return the greatest number of epochs that a trial of ``study`` can have."""
+    dimension = study.search.get("epochs")
+    own = dimension.values() if dimension else []
+    fallback = [] if dimension and not dimension.when else [study.defaults.epochs]
+    return max(int(value) for value in [*own, *fallback])
+
+
+def is_control(seed: int, number: int, fraction: float) -> bool:
+    """Return whether a trial is a control, which is never pruned.
+
+    Args:
+        seed: The study's seed.
+        number: The trial's number.
+        fraction: The share of trials that are controls, 0 … 1.
+    """
+    return derived_seed("control", seed, number) < fraction * 2**32
+
+
+def diverged(val_loss: float, max_length: int) -> bool:
+    """Return whether a validation loss shows that training has gone wrong.
+
+    Args:
+        val_loss: The mean of the start's and the end's cross-entropy, in nats.
+        max_length: The most tokens a window has: guessing uniformly among them costs
+            ln(max_length), so a model with a higher loss is worse than one that knows nothing.
+    """
+    return not math.isfinite(val_loss) or val_loss > math.log(max_length)

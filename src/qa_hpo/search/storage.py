@@ -1,0 +1,323 @@
+"""Where a study is kept: SQLite or PostgreSQL, opened so that many workers can share it.
+
+Optuna's defaults let two workers on SQLite take the same trial, and workers that create the
+tables at the same time crash. Here SQLite is in WAL mode and every transaction takes the write
+lock at its start, and whatever must happen once happens under a lock across processes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from qa_hpo.errors import StorageError
+
+__all__ = [
+    "GRACE_S",
+    "HEARTBEAT_S",
+    "MAX_RETRIES",
+    "StudyStorage",
+    "mask",
+    "open_storage",
+]
+
+BUSY_TIMEOUT_S = 60
+"""How long a SQLite transaction waits for the others' (measured: 4 s at most with 8 workers)."""
+HEARTBEAT_S = 15
+"""Seconds between a worker's signs of life."""
+GRACE_S = 90
+"""Seconds without a sign of life after which a trial is taken from its worker: more than one
+beat that had to wait for the whole busy timeout."""
+MAX_RETRIES = 3
+"""How often a trial whose worker died is run again."""
+CONNECT_TIMEOUT_S = 10
+"""How long a PostgreSQL server may take to answer."""
+
+_FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
+_SECRET_OPTIONS = re.compile(r"((?:password|passwd|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_USER_AND_PASSWORD = re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL)
+
+_Lock = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class StudyStorage:
+    """An open storage.
+
+    Attributes:
+        url: The full URL, with its password: hand it to processes, show it to nobody.
+        shown: The URL with its password masked.
+        rdb: Optuna's storage.
+    """
+
+    url: str
+    shown: str
+    rdb: RDBStorage
+    _lock: _Lock
+
+    def __repr__(self) -> str:
+        return f"StudyStorage({self.shown!r})"
+
+    def lock(self, study_name: str) -> AbstractContextManager[None]:
+        """Hold the lock of a study: nobody else, thread, process or host, holds it meanwhile.
+
+        It is not re-entrant, it waits as long as it takes, and the death of its holder
+        releases it. On SQLite the studies of one database share it, as they share the
+        database's write lock.
+        """
+        return self._lock(study_name)
+
+    def close(self) -> None:
+        """Close the connections; the storage opens new ones if it is used again."""
+        self.rdb.remove_session()
+        self.rdb.engine.dispose()
+
+
+def mask(url: str) -> str:
+    """Return ``url``, or a text that contains one, with passwords replaced by ``***``."""
+    return _SECRET_OPTIONS.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+
+
+def open_storage(
+    url: str, *, create: bool, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRACE_S
+) -> StudyStorage:
+    """Open a storage.
+
+    Args:
+        url: ``sqlite:///…`` (relative to the working folder) or ``postgresql://…``.
+        create: Whether to create the file, its folder and the tables where they are missing.
+        heartbeat_s: Seconds between a worker's signs of life.
+        grace_s: Seconds without one after which a trial is taken from its worker.
+
+    Raises:
+        StorageError: It cannot be opened, or it holds something else than Optuna's studies.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parsed = _parsed(url)
+    full = parsed.render_as_string(hide_password=False)
+    shown = mask(full)
+    settings: dict[str, Any]
+    if parsed.get_backend_name() == "sqlite":
+        path = Path(parsed.database or "")
+        _prepare_file(path, shown, create=create)
+        settings = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+        lock = _file_lock(path, shown)
+    else:
+        # A server has about a hundred connections: a worker keeps one, and needs two more
+        # while it holds the lock and its heartbeat beats.
+        settings = {
+            "pool_size": 1,
+            "max_overflow": 3,
+            "pool_pre_ping": True,  # idle connections are dropped on the way
+            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+        }
+        lock = _advisory_lock(_engine(parsed))
+    try:
+        # Once before the lock, which would leave its file beside a file that is not ours.
+        _is_empty(parsed, shown, create=create)
+        with lock(""):
+            new = _is_empty(parsed, shown, create=create)
+            rdb = _rdb(full, settings, heartbeat_s, grace_s, create=new)
+            if parsed.get_backend_name() == "sqlite":
+                _serialise(rdb.engine)
+            _check_schema(rdb, shown)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise StorageError(f"{shown}: {_reason(error, parsed)}") from None
+    if parsed.get_backend_name() == "postgresql":
+        lock = _advisory_lock(rdb.engine)
+    return StudyStorage(url=full, shown=shown, rdb=rdb, _lock=lock)
+
+
+def _parsed(url: str) -> URL:
+    """Return ``url`` in full: with its driver, and with an absolute path."""
+    try:
+        parsed = make_url(re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg://", url))
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise StorageError(f"{mask(url)!r} is not the URL of a storage; give {_FORMS}") from None
+    if parsed.drivername == "postgresql+psycopg":
+        try:
+            import psycopg  # noqa: F401, PLC0415  (an extra)
+        except ImportError:
+            raise StorageError(
+                f"{mask(url)}: the PostgreSQL driver is missing; pip install qa_hpo[postgres]"
+            ) from None
+        return parsed
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
+        raise StorageError(f"{mask(url)}: {backend} is not supported; give {_FORMS}")
+    if not parsed.database or parsed.database == ":memory:":
+        raise StorageError(f"{url}: workers cannot share a database in memory; give {_FORMS}")
+    if parsed.database.startswith("file:") or parsed.query:
+        raise StorageError(f"{url}: options are not supported; give {_FORMS}")
+    return parsed.set(drivername="sqlite", database=str(Path(parsed.database).absolute()))
+
+
+def _engine(url: URL) -> Engine:
+    """Return an engine that keeps no connection."""
+    timeout = {"connect_timeout": CONNECT_TIMEOUT_S}
+    postgresql = url.get_backend_name() == "postgresql"
+    return sqlalchemy.create_engine(
+        url, poolclass=NullPool, connect_args=timeout if postgresql else {}
+    )
+
+
+def _prepare_file(path: Path, shown: str, *, create: bool) -> None:
+    if path.is_dir():
+        raise StorageError(f"{shown}: is a folder; give the database's file")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise StorageError(f"{shown}: the file is read-only")
+        return
+    if not create:
+        raise StorageError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{shown}: the folder {path.parent} cannot be created: {error.strerror}"
+        ) from None
+
+
+def _file_lock(path: Path, shown: str) -> _Lock:
+    """Return a lock on a file beside the database.
+
+    ``flock`` belongs to the opened file, so it holds between threads too, and it waits in the
+    kernel instead of asking again and again.
+    """
+    beside = path.with_name(path.name + ".lock")
+
+    @contextlib.contextmanager
+    def hold(_study_name: str) -> Iterator[None]:
+        try:
+            file = beside.open("a")
+        except OSError as error:
+            raise StorageError(
+                f"{shown}: {beside} cannot be written: {error.strerror}"
+            ) from None
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                # Not left to closing: a process forked meanwhile has the file open too.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    return hold
+
+
+def _advisory_lock(engine: Engine) -> _Lock:
+    """Return a lock that the server keeps for as long as its connection lives."""
+
+    @contextlib.contextmanager
+    def hold(study_name: str) -> Iterator[None]:
+        digest = hashlib.blake2b(f"qa_hpo {study_name}".encode(), digest_size=8).digest()
+        key = int.from_bytes(digest, "big", signed=True)
+        with engine.connect() as connection, connection.begin():
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(key)))
+            yield
+
+    return hold
+
+
+def _is_empty(url: URL, shown: str, *, create: bool) -> bool:
+    """Return whether Optuna's tables are still to be created, in full or in part."""
+    engine = _engine(url)
+    try:
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    if tables and "studies" not in tables:
+        some = ", ".join(sorted(tables)[:3])
+        raise StorageError(f"{shown}: is the database of another application (tables {some} …)")
+    # The table that Optuna writes last: without it somebody stopped on the way.
+    if "alembic_version" in tables:
+        return False
+    if not create:
+        raise StorageError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
+    return True
+
+
+def _rdb(
+    url: str, settings: dict[str, Any], heartbeat_s: int, grace_s: int, *, create: bool
+) -> RDBStorage:
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return RDBStorage(
+            url,
+            engine_kwargs=settings,
+            heartbeat_interval=heartbeat_s,
+            grace_period=grace_s,
+            # A retry has the epoch records of its predecessor, which are user attributes; with
+            # the reports of the same epochs the pruners see what the records say.
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
+                max_retry=MAX_RETRIES, inherit_intermediate_values=True
+            ),
+            skip_compatibility_check=True,
+            skip_table_creation=not create,
+        )
+
+
+def _serialise(engine: Engine) -> None:
+    """Make every SQLite transaction take the write lock first, so that no two interleave."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # leaves BEGIN to SQLAlchemy
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # safe with WAL, but for a power cut
+
+    @event.listens_for(engine, "begin")
+    def _began(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections made before the listeners
+
+
+def _check_schema(rdb: RDBStorage, shown: str) -> None:
+    there, here = rdb.get_current_version(), rdb.get_head_version()
+    if there == here:
+        return
+    if there in rdb.get_all_versions():
+        remedy = f"'optuna storage upgrade --storage {shown}' brings it up to date"
+    else:
+        remedy = "it was made by a newer Optuna; pip install --upgrade optuna"
+    raise StorageError(
+        f"{shown}: has Optuna's schema {there}, and Optuna {optuna.__version__} needs {here}; "
+        f"{remedy}"
+    )
+
+
+def _reason(error: Exception, url: URL) -> str:
+    """Return why a database refused, in one line without its password."""
+    cause: BaseException = error.__cause__ or error
+    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines()
+    text = lines[0] if lines else type(cause).__name__
+    if url.password:
+        text = text.replace(str(url.password), "***")
+    if "not a database" in text:
+        return "the file is not a SQLite database"
+    if "readonly" in text or "read-only" in text:
+        return "the file or its folder is read-only"
+    if "unable to open" in text:
+        return "the file cannot be opened or created; is its folder writable?"
+    if "authentication failed" in text or "no password supplied" in text:
+        return f"the server refused user {url.username!r} or the password"
+    if url.get_backend_name() == "postgresql" and "does not exist" not in text:
+        return f"the server cannot be reached: {mask(text)}"
+    return mask(text)

@@ -1,0 +1,193 @@
+"""What a trial's attributes are called, and how a trial is finished.
+
+A finished trial has the user attributes ``best_epoch``, ``f1``, ``exact``, ``best_f1``,
+``best_exact``, ``threshold``, ``crossfit_f1``, ``train_seconds``, ``worker``, ``epochs`` (its
+epoch records), and ``stop_reason`` if it was stopped.
+"""
+
+import contextlib
+import math
+import numbers
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from qa_hpo.errors import WorkError
+from qa_hpo.search.pruning import STOP_REASONS
+
+if TYPE_CHECKING:
+    from qa_hpo.search.study import JoinedStudy
+
+__all__ = [
+    "BASELINE",
+    "CPU_THREADS",
+    "DOING",
+    "EPOCHS",
+    "EPOCHS_RESERVED",
+    "ERROR",
+    "STOP_REASON",
+    "WORKER",
+    "LostTrialError",
+    "epoch_records",
+    "finish",
+    "finished_trials",
+    "lineage_number",
+    "record_epoch",
+    "trial_id",
+]
+
+EPOCHS = "epochs"
+"""User attribute: the epoch records, a list of dictionaries."""
+EPOCHS_RESERVED = "epochs_reserved"
+"""User attribute: after how many epochs the budget ends the trial."""
+STOP_REASON = "stop_reason"
+"""User attribute: why the trial ended before its last epoch."""
+WORKER = "worker"
+"""User attribute: who ran the trial."""
+BASELINE = "baseline"
+"""User attribute: the name of the ``[[baseline]]`` entry that the trial runs."""
+CPU_THREADS = "cpu_threads"
+"""User attribute: threads that the run computed with, on a CPU; its sums depend on them."""
+ERROR = "error"
+"""User attribute: what a failed trial failed of, in one line."""
+DOING = "qa_hpo:doing"
+"""System attribute: what the worker is at, in words."""
+
+
+class LostTrialError(WorkError):
+    """The trial is no longer this worker's: another one finished it or took it over."""
+
+
+def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+    """Return the key that Optuna's storages have for ``trial``."""
+    return trial._trial_id  # no public name, although every method of a storage takes it
+
+
+def lineage_number(trial: FrozenTrial) -> int:
+    """Return the number of the trial that ``trial`` is a retry of, or its own.
+
+    The run folder and the seed follow from it, so that a retry goes on where the first
+    attempt ended.
+    """
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def epoch_records(trial: optuna.Trial | FrozenTrial) -> list[dict[str, Any]]:
+    """Return the epoch records of ``trial``, first epoch first."""
+    return sorted(trial.user_attrs.get(EPOCHS, []), key=lambda record: int(record["epoch"]))
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that compete, complete and pruned, the highest ``best_f1`` first."""
+    competing = [
+        trial
+        for trial in study.get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+        )
+        if trial.user_attrs.get("best_f1") is not None
+    ]
+    return sorted(competing, key=lambda trial: (-trial.user_attrs["best_f1"], trial.number))
+
+
+def record_epoch(trial: optuna.Trial, record: Mapping[str, Any]) -> bool:
+    """Keep what an epoch measured, and report minus its validation loss at step = epoch.
+
+    Args:
+        trial: The running trial.
+        record: ``epoch``, counted from 1, ``val_loss`` in nats, and whatever else it measured.
+            Numbers that are not finite are stored as null, and such a loss is not reported.
+
+    Returns:
+        Whether the epoch is new: one that is there already is left as it is.
+
+    Raises:
+        LostTrialError: Another worker finished the trial.
+    """
+    plain = _plain(record)
+    epoch, loss = plain["epoch"], plain["val_loss"]
+    with _lost(trial.number), warnings.catch_warnings():
+        # The report goes first: a worker that dies before the record does the epoch again,
+        # and the second report of a step is ignored.
+        warnings.filterwarnings("ignore", message="The reported value is ignored")
+        if loss is not None:
+            trial.report(-loss, step=epoch)
+        records = epoch_records(trial)
+        if any(known["epoch"] == epoch for known in records):
+            return False
+        trial.set_user_attr(EPOCHS, [*records, plain])
+    return True
+
+
+def finish(
+    joined: "JoinedStudy",
+    trial: optuna.Trial,
+    *,
+    state: TrialState,
+    stop_reason: str | None = None,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Finish a trial: its user attributes first, then state and value in one write.
+
+    The value is ``attrs["best_f1"]`` of a complete trial, and of a pruned one where it has
+    reached an epoch: pruned trials compete. (``Study.tell`` would make the last report, minus a
+    loss, the value of a pruned trial.)
+
+    Args:
+        joined: The study.
+        trial: The running trial.
+        state: COMPLETE, PRUNED or FAIL.
+        stop_reason: One of ``STOP_REASONS`` if the trial was stopped.
+        attrs: User attributes, stored one by one.
+
+    Raises:
+        LostTrialError: Another worker finished the trial.
+        ValueError: A state that is not final, an unknown reason, or a complete trial without
+            a value.
+    """
+    if not state.is_finished():
+        raise ValueError(f"a trial ends as COMPLETE, PRUNED or FAIL, got {state.name}")
+    if stop_reason is not None and stop_reason not in STOP_REASONS:
+        raise ValueError(f"stop_reason must be one of {', '.join(STOP_REASONS)}: {stop_reason!r}")
+    attributes = {key: _plain(value) for key, value in attrs.items()}
+    if stop_reason is not None:
+        attributes[STOP_REASON] = stop_reason
+    best = attributes.get("best_f1")
+    if state is TrialState.COMPLETE and best is None:
+        raise ValueError(f"trial {trial.number} is complete and has no best_f1")
+    values = None if best is None or state is TrialState.FAIL else [float(best)]
+
+    rdb, study = joined.storage.rdb, joined.optuna_study
+    with _lost(trial.number):
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+        study.sampler.after_trial(study, rdb.get_trial(trial_id(trial)), state, values)
+        rdb.set_trial_state_values(trial_id(trial), state, values)
+
+
+@contextlib.contextmanager
+def _lost(number: int) -> Iterator[None]:
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        raise LostTrialError(f"trial {number} was finished by another worker") from None
+    except KeyError:
+        raise LostTrialError(f"trial {number} is no longer in the storage") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it: no NumPy numbers, null for NaN and infinity."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(inner) for inner in value]
+    raise TypeError(f"cannot be stored as JSON: {value!r}")
