@@ -4,15 +4,14 @@ Commands import what they need when they run, so that ``--help`` and ``status`` 
 torch.
 """
 
-import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,7 +19,6 @@ from qa_hpo import __version__
 from qa_hpo.config import (
     DEFAULT_STORAGE,
     Budget,
-    StudyFile,
     load_run_config,
     load_study_file,
     storage_url,
@@ -148,13 +146,9 @@ def check(study: StudyFileArgument) -> None:
 
     [bold]Example:[/] qa-hpo check studies/demo.toml
     """
-    from qa_hpo.search.space import SearchSpace
+    from qa_hpo.running import look
 
-    file = load_study_file(study)
-    space = SearchSpace(file)
-    for entry in file.baseline:
-        space.baseline(entry)
-    _preflight(file)
+    look(load_study_file(study))
     typer.echo(f"{study}: good")
 
 
@@ -190,15 +184,16 @@ def run(
     """
     from qa_hpo.printing import print_leaderboard, print_line
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
+    from qa_hpo.running import create_or_continue, run_workers, worker_count
 
-    count = _count(workers)
+    count = worker_count(workers)
     file = load_study_file(study)
     if trials is not None:
         budget = Budget(**{**file.budget.model_dump(), "trials": trials})
         file = file.model_copy(update={"budget": budget})
-    joined = _create(file, storage_url(file.study, storage))
+    joined = create_or_continue(file, storage_url(file.study, storage))
     try:
-        complete = _work_locally(joined, count)
+        complete = run_workers(joined, count)
         board = read_leaderboard(joined)
         print_line("")
         print_leaderboard(board, joined.file)
@@ -265,7 +260,7 @@ def train(
         facts={"run": settings.run.name},
     )
     write_export(exported, out, force=force)
-    _remove(work)
+    shutil.rmtree(work, ignore_errors=True)
     typer.echo(f"{out}: the checkpoint of epoch {tuned.best.epoch}, {CONFIG_NAME}, {METRICS_NAME}")
 
 
@@ -279,8 +274,9 @@ def status(
     """
     from qa_hpo.printing import print_status
     from qa_hpo.results.progress import snapshot
+    from qa_hpo.running import open_study
 
-    with _joined(study, storage) as joined:
+    with open_study(study, storage) as joined:
         now = snapshot(joined)
         if as_json:
             typer.echo(json.dumps(now.as_dict(), indent=2))
@@ -298,8 +294,9 @@ def leaderboard(
     """
     from qa_hpo.printing import print_leaderboard
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
+    from qa_hpo.running import open_study
 
-    with _joined(study, storage) as joined:
+    with open_study(study, storage) as joined:
         board = read_leaderboard(joined)
         if as_json:
             typer.echo(board.to_json())
@@ -323,8 +320,9 @@ def export(
     """
     from qa_hpo.results.export import write_export
     from qa_hpo.results.select import exported_trial
+    from qa_hpo.running import open_study
 
-    with _joined(study, storage) as joined:
+    with open_study(study, storage) as joined:
         exported = exported_trial(joined, trial)
     written = write_export(exported, out, force=force)
     threshold = exported.best.metrics["best_f1_thresh"]
@@ -400,108 +398,10 @@ def answer(
         raise InputError(f"{'--question' if text.strip() else context}: is empty")
     found = QuestionAnswerer.from_pretrained(model).answer(question, text)
     if as_json:
-        typer.echo(json.dumps({"question": question, "answer": found.text, **_plain(found)}))
+        found_at = {name: value for name, value in vars(found).items() if name != "text"}
+        typer.echo(json.dumps({"question": question, "answer": found.text, **found_at}))
     else:
         typer.echo(
             f"{found.text or 'no answer'}  (score {found.score:.2f}, answers from "
             f"{-found.threshold:.2f} on)"
         )
-
-
-def _plain(found: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(found).items() if name != "text"}
-
-
-def _count(workers: str) -> int:
-    from qa_hpo.workers.local import worker_count
-
-    if workers == "auto":
-        return worker_count(None)
-    if not workers.isdigit() or int(workers) == 0:
-        raise InputError(f"--workers: {workers!r} is neither auto nor a number from 1")
-    return worker_count(int(workers))
-
-
-def _preflight(file: StudyFile) -> dict[str, str]:
-    """Look at what the study needs, tell about it, and return the corpora's fingerprints."""
-    from qa_hpo.finetune.inputs import Inputs
-    from qa_hpo.finetune.preflight import preflight
-    from qa_hpo.paths import CachePaths
-    from qa_hpo.printing import print_preflight
-
-    found = preflight(file, Inputs(CachePaths()))
-    print_preflight(found.train, found.validation, found.starts)
-    return {"train": found.train.fingerprint, "validation": found.validation.fingerprint}
-
-
-def _create(file: StudyFile, url: str) -> Any:
-    from qa_hpo.printing import print_line
-    from qa_hpo.results.progress import headline, snapshot
-    from qa_hpo.search.storage import open_storage
-    from qa_hpo.search.study import create_study
-
-    _check_writable(file.artifacts.path)
-    fingerprints = _preflight(file)
-    storage = open_storage(url, create=True)
-    joined = create_study(file, storage, fingerprints=fingerprints)
-    if joined.created:
-        print_line(f"study {file.study.name!r} created in {storage.shown}")
-    else:
-        print_line(f"study {file.study.name!r} continues: {headline(snapshot(joined))}")
-    return joined
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"artifacts.folder: {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"artifacts.folder: {folder}: is not writable")
-
-
-def _work_locally(joined: Any, count: int) -> bool:
-    """Run workers until the budget is spent; return whether it is."""
-    from qa_hpo.paths import StudyPaths
-    from qa_hpo.printing import print_line, watch
-    from qa_hpo.search.budget import BudgetStep, next_step
-    from qa_hpo.workers.local import LocalWorkers
-
-    def over() -> bool:
-        step = next_step(joined.optuna_study, joined.file.budget)
-        return step.step is BudgetStep.SPENT and not step.failing
-
-    if over():
-        print_line("The budget is spent: nothing to do. --trials N gives it more.")
-        return True
-    name = joined.file.study.name
-    paths = StudyPaths(joined.file.artifacts.path, name)
-    launched = LocalWorkers(name, joined.storage.url, paths, count)
-    try:
-        watch(joined, launched)
-    finally:
-        launched.stop()
-    return over()
-
-
-@contextlib.contextmanager
-def _joined(study: str, storage: str | None) -> Iterator[Any]:
-    from qa_hpo.search.storage import open_storage
-    from qa_hpo.search.study import load_study
-
-    if study.endswith(".toml") or Path(study).is_file():
-        file = load_study_file(Path(study))
-        name, url = file.study.name, storage_url(file.study, storage)
-    else:
-        name, url = study, storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
-    opened = open_storage(url, create=False)
-    try:
-        yield load_study(name, opened)
-    finally:
-        opened.close()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -7,28 +7,31 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import tomlkit
 from pydantic import (
     BaseModel,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from qa_hpo.errors import StudyFileError
-from qa_hpo.parameters import (
-    PARAMETER_NAMES,
-    Dimension,
-    Hyperparameters,
-    Parameters,
-    Scalar,
-    Scheduler,
-    checked,
+from qa_hpo.parameters import PARAMETER_NAMES, Dimension, Parameters, Scalar, checked
+from qa_hpo.sections import (
+    Artifacts,
+    Budget,
+    Data,
+    Evaluation,
+    Name,
+    Pruning,
+    Recipe,
+    Runtime,
+    Start,
+    Study,
+    Training,
 )
 from qa_hpo.validation import PlacedError, Section, explain, nearest
 
@@ -59,134 +62,6 @@ __all__ = [
 DEFAULT_STORAGE = "sqlite:///storage/qa_hpo.db"
 
 Config = TypeVar("Config", bound=BaseModel)
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w][\w .+-]*$")]
-
-
-class Study(Section):
-    """What the study is called and where it is kept."""
-
-    name: Name
-    storage: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-
-class Data(Section):
-    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions."""
-
-    train: str
-    validation: str
-    max_length: Annotated[int, Field(ge=16, le=8192)] = 384
-    train_limit: Annotated[int, Field(ge=1)] | None = None
-    validation_limit: Annotated[int, Field(ge=1)] | None = None
-
-
-class Recipe(Section):
-    """A start that is built: ``from_`` (``from`` in the file) trained on ``train``.
-
-    What is left out is taken from the study file's ``[training]``.
-    """
-
-    from_: Annotated[str, Field(alias="from", min_length=1)]
-    train: str
-    train_limit: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    doc_stride: Annotated[int, Field(ge=0)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
-    scheduler: Scheduler | None = None
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    def parameters(self, defaults: Parameters) -> Parameters:
-        """Return the recipe's parameters, with ``defaults`` where it says nothing."""
-        own = self.model_dump(include=set(Hyperparameters.model_fields), exclude_none=True)
-        return defaults.model_copy(update={"start": self.from_, **own})
-
-
-class Runtime(Section):
-    """How a run uses the hardware; none of it is searched."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    eval_batch_size: Annotated[int, Field(ge=1)] = 64
-    cpu_threads: Annotated[int, Field(ge=1)] | None = None
-
-
-class Training(Runtime, Hyperparameters):
-    """What is not searched: values for hyperparameters, and how the hardware is used."""
-
-    def runtime(self) -> Runtime:
-        """Return the part that is about the hardware."""
-        return Runtime(**self.model_dump(include=set(Runtime.model_fields)))
-
-    def parameters(self, start: str) -> Parameters:
-        """Return the parameters of a run from ``start`` of which nothing is searched."""
-        return Parameters(start=start, **self.model_dump(include=set(Hyperparameters.model_fields)))
-
-
-class Pruning(Section):
-    """When a trial ends early. Losses are validation losses, per window, in nats."""
-
-    patience: Annotated[int, Field(ge=1)] = 1
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-    across: Literal["median", "hyperband", "none"] = "median"
-    startup_trials: Annotated[int, Field(ge=0)] = 5
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
-    control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class Evaluation(Section):
-    """How validation questions are answered. Lengths are in tokens."""
-
-    n_best: Annotated[int, Field(ge=1)] = 20
-    max_answer_length: Annotated[int, Field(ge=1)] = 30
-    doc_stride: Annotated[int, Field(ge=0)] = 128
-
-
-class Budget(Section):
-    """What all workers together may spend: whichever runs out first."""
-
-    trials: Annotated[int, Field(ge=1)] | None = None
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    hours: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.trials is None and self.epochs is None and self.hours is None:
-            raise ValueError("give trials, epochs or hours")
-        return self
-
-
-class Artifacts(Section):
-    """Where checkpoints are kept, and how many trials' stay."""
-
-    folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
-    keep: Annotated[int, Field(ge=1)] = 5
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return Path(self.folder)
-
-    @field_validator("folder")
-    @classmethod
-    def _is_folder(cls, folder: str) -> str:
-        if "://" in folder:
-            raise ValueError(f"must be a folder, not the URL {folder!r}")
-        return folder
-
-
-def _start_form(given: Any) -> str:
-    return "<recipe>" if isinstance(given, (dict, Recipe)) else "<checkpoint>"
-
-
-Start = Annotated[
-    Annotated[str, Field(min_length=1), Tag("<checkpoint>")] | Annotated[Recipe, Tag("<recipe>")],
-    Discriminator(_start_form),
-]
 
 
 class _Job(Section):

@@ -62,33 +62,39 @@ def check_unchanged(stored: StudyFile, given: StudyFile, name: str) -> None:
     Raises:
         StorageError: Anything else differs; the keys are named with both values.
     """
-    old, new = (dict(_flat(json.loads(as_json(file)))) for file in (stored, given))
     changes = [
-        f"{key}: {_shown(old, key)} in the study, {_shown(new, key)} in the file"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in _MAY_CHANGE
+        change
+        for section, old, new in _sections(stored, given)
+        if section not in _MAY_CHANGE
+        for change in _changes(section, old, new)
     ]
     if changes:
         more = len(changes) - _DIFFERENCES_SHOWN
-        listed = "; ".join(changes[:_DIFFERENCES_SHOWN]) + (
-            f"; and {more} more" if more > 0 else ""
-        )
+        listed = "; ".join(changes[:_DIFFERENCES_SHOWN])
+        listed += f"; and {more} more" if more > 0 else ""
         raise StorageError(
             f"study {name!r} exists and differs: {listed}. Choose another study.name"
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; null is the same as a key that is not there."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif key == "baseline":
-            for index, entry in enumerate(value):
-                yield from _flat(entry, f"{prefix}{key}[{index}].")
-        elif value is not None:
-            yield f"{prefix}{key}", value
+def _sections(stored: StudyFile, given: StudyFile) -> Iterator[tuple[str, Any, Any]]:
+    old, new = (json.loads(as_json(file)) for file in (stored, given))
+    for section in new:
+        yield section, old[section], new[section]
 
 
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "nothing"
+def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield a text for each place at or below ``path`` where ``old`` and ``new`` differ."""
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _changes(f"{path}.{key}", old.get(key), new.get(key))
+    else:
+        yield f"{path}: {_shown(old)} in the study, {_shown(new)} in the file"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {key: inner for key, inner in value.items() if inner is not None}
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

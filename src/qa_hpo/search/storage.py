@@ -116,6 +116,7 @@ def open_storage(
     settings: dict[str, Any]
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
+        shown = f"sqlite:///{path}"  # as people write it, without %20
         _prepare_file(path, shown, create=create)
         settings = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         lock = _file_lock(path, shown)
@@ -208,9 +209,7 @@ def _file_lock(path: Path, shown: str) -> _Lock:
         try:
             file = beside.open("a")
         except OSError as error:
-            raise StorageError(
-                f"{shown}: {beside} cannot be written: {error.strerror}"
-            ) from None
+            raise StorageError(f"{shown}: {beside} cannot be written: {error.strerror}") from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:

@@ -343,6 +343,7 @@ def _stored_file(name: str, storage: StudyStorage) -> StudyFile:
     try:
         return parse_study(attributes[STUDY_FILE], f"study {name!r}")
     except StudyFileError as error:
+        mistakes = "; ".join(str(error).splitlines())
         raise StorageError(
-            f"{storage.shown}: the stored study file is not valid: {error}"
+            f"{storage.shown}: the stored study file is not valid: {mistakes}"
         ) from None

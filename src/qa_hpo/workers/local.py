@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qa_hpo.paths import StudyPaths
 
-__all__ = ["LocalWorkers", "Worker", "gpus", "worker_count"]
+__all__ = ["LocalWorkers", "Worker", "gpus"]
 
 # How long workers may take to hand their trials back before they are killed.
 _GRACE_SECONDS = 20.0
@@ -52,11 +52,6 @@ def gpus() -> list[str]:
         check=False,
     )
     return asked.stdout.split() if asked.returncode == 0 else []
-
-
-def worker_count(asked_for: int | None) -> int:
-    """Return how many workers to start: as asked for, else one per GPU, and one on a CPU."""
-    return asked_for or max(1, len(gpus()))
 
 
 class LocalWorkers:

@@ -1,0 +1,126 @@
+"""What the commands on studies do: look, create or continue, open, and run workers."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qa_hpo.config import DEFAULT_STORAGE, StudyFile, load_study_file, storage_url
+from qa_hpo.errors import InputError
+from qa_hpo.paths import CachePaths, StudyPaths
+from qa_hpo.printing import print_line, print_preflight, watch
+from qa_hpo.results.progress import headline, snapshot
+from qa_hpo.search.budget import BudgetStep, next_step
+from qa_hpo.search.space import SearchSpace
+from qa_hpo.search.storage import open_storage
+from qa_hpo.search.study import JoinedStudy, create_study, load_study
+from qa_hpo.workers.local import LocalWorkers, gpus
+
+__all__ = ["create_or_continue", "look", "open_study", "run_workers", "worker_count"]
+
+
+def worker_count(asked_for: str) -> int:
+    """Return how many workers to start; ``auto`` is one per GPU, and one on a CPU.
+
+    Raises:
+        InputError: It is neither ``auto`` nor a number from 1.
+    """
+    if asked_for == "auto":
+        return max(1, len(gpus()))
+    if not asked_for.isdecimal() or int(asked_for) == 0:
+        raise InputError(f"--workers: {asked_for!r} is neither auto nor a number from 1")
+    return int(asked_for)
+
+
+def look(file: StudyFile) -> dict[str, str]:
+    """Look at everything a study needs, and print what it has.
+
+    Returns:
+        The fingerprints of its corpora.
+
+    Raises:
+        InputError: Something cannot be used.
+    """
+    space = SearchSpace(file)
+    for entry in file.baseline:
+        space.baseline(entry)
+    _check_writable(file.artifacts.path)
+    # Imported here: the other commands on studies start without torch.
+    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import preflight  # noqa: PLC0415
+
+    found = preflight(file, Inputs(CachePaths()))
+    print_preflight(found.train, found.validation, found.starts)
+    return {"train": found.train.fingerprint, "validation": found.validation.fingerprint}
+
+
+def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
+    """Create a study in its storage, or continue it, after a look at all it needs.
+
+    Raises:
+        InputError: Something cannot be used, or the study exists and differs.
+    """
+    fingerprints = look(file)
+    storage = open_storage(url, create=True)
+    joined = create_study(file, storage, fingerprints=fingerprints)
+    if joined.created:
+        print_line(f"study {file.study.name!r} created in {storage.shown}")
+    else:
+        print_line(f"study {file.study.name!r} continues: {headline(snapshot(joined))}")
+    return joined
+
+
+def run_workers(joined: JoinedStudy, count: int) -> bool:
+    """Run workers on this host until the study's budget is spent.
+
+    Returns:
+        Whether it is; the workers may have ended for another reason.
+    """
+    if _spent(joined):
+        print_line("The budget is spent: nothing to do. --trials N gives it more.")
+        return True
+    name = joined.file.study.name
+    paths = StudyPaths(joined.file.artifacts.path, name)
+    workers = LocalWorkers(name, joined.storage.url, paths, count)
+    try:
+        watch(joined, workers)
+    finally:
+        workers.stop()
+    return _spent(joined)
+
+
+def _spent(joined: JoinedStudy) -> bool:
+    step = next_step(joined.optuna_study, joined.file.budget)
+    return step.step is BudgetStep.SPENT and not step.failing
+
+
+@contextlib.contextmanager
+def open_study(study: str, storage: str | None) -> Iterator[JoinedStudy]:
+    """Open a study that exists, by its study file or by its name.
+
+    Args:
+        study: A study file's path, or a study's name.
+        storage: The storage's URL, if it is given.
+
+    Raises:
+        InputError: There is no such file or study.
+    """
+    if study.endswith(".toml") or Path(study).is_file():
+        file = load_study_file(Path(study))
+        name, url = file.study.name, storage_url(file.study, storage)
+    else:
+        name, url = study, storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
+    opened = open_storage(url, create=False)
+    try:
+        yield load_study(name, opened)
+    finally:
+        opened.close()
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"artifacts.folder: {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"artifacts.folder: {folder}: is not writable")
