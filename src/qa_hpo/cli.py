@@ -27,6 +27,8 @@ from qa_hpo.errors import InputError, QaHpoError, WorkError
 
 __all__ = ["app", "main"]
 
+_DEBUG = "QA_HPO_DEBUG"
+
 app = typer.Typer(
     name="qa-hpo",
     help="Hyperparameter search and model selection for extractive question answering.",
@@ -60,12 +62,11 @@ ModelArgument = Annotated[
 
 def main() -> NoReturn:
     """Run the command line; errors for people are one line each, and the exit code is theirs."""
-    debug = "--debug" in sys.argv
     try:
         app()
         sys.exit(0)
     except QaHpoError as error:
-        if debug:
+        if _debugging():
             traceback.print_exc()
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
@@ -74,30 +75,43 @@ def main() -> NoReturn:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        if debug:
+        if _debugging():
             raise
         message = " ".join(str(error).split())
         typer.echo(f"error: {type(error).__name__}: {message} (--debug tells more)", err=True)
         sys.exit(1)
 
 
-@app.callback()
-def _global(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option(help="Show tracebacks and log more.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
-    ] = False,
-) -> None:
-    if version:
+def _debugging() -> bool:
+    return os.environ.get(_DEBUG, "") not in {"", "0", "false"}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"qa-hpo {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _global(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks and log more.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    if debug:
+        # By way of the environment, which the workers that a command starts inherit.
+        os.environ[_DEBUG] = "1"
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         force=True,
     )
-    context.obj = debug
 
 
 @app.command()
@@ -221,7 +235,7 @@ def worker(
 
     logging.getLogger("qa_hpo").setLevel(logging.INFO)
     url = storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
-    work(study, url, label=label, cpu_threads=cpu_threads)
+    work(study, url, label=label, cpu_threads=cpu_threads, debug=_debugging())
 
 
 @app.command()

@@ -178,7 +178,7 @@ def check_fingerprints(joined: JoinedStudy, fingerprints: Mapping[str, str]) -> 
         fingerprints: Of the corpora on this host; one that is left out is not compared.
 
     Raises:
-        StorageError: Something differs, or the study compares nothing with them.
+        StorageError: A corpus or a major version differs; it is named, with both values.
     """
     name = joined.file.study.name
     stored = joined.optuna_study.user_attrs

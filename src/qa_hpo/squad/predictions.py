@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def score_predictions_file(
     margins = _values_by_id(null_scores, corpus)
     for name, value in margins.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
+        # Not math.isfinite, which fails on a whole number beyond the floats; false for NaN too.
+        if not is_number or not abs(value) <= sys.float_info.max:
             found = value if isinstance(value, float) else describe(value)
             raise CorpusError(f"{null_scores}: {name!r}: expected a finite number, found {found}")
     scores = score_texts(corpus, texts, np.array([float(margins[name]) for name in corpus.ids]))

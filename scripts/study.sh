@@ -1,0 +1,21 @@
+#!/bin/sh
+# The main job on generated data: a study from three starts, its winner exported, asked two
+# questions. Run again, it goes on where it stopped, or says that the budget is spent.
+set -eu
+demo=storage/demo
+winner=storage/demo-winner
+
+echo "== A demo: generated corpora, a tiny base model and a study file"
+qa-hpo demo "$demo"
+
+echo
+echo "== The study: two workers on one SQLite file"
+qa-hpo run studies/demo.toml --workers 2
+
+echo
+echo "== The winner, exported and measured again"
+qa-hpo export studies/demo.toml "$winner"
+qa-hpo evaluate "$winner" "$demo/validation-v2.json"
+
+echo
+echo "== A question that the context answers, and one that it does not"
