@@ -17,7 +17,7 @@ from transformers import (
 from qa_hpo.errors import CheckpointError
 from qa_hpo.squad.windows import check_tokenizer
 
-__all__ = ["checkpoint_fingerprint", "load_model", "load_tokenizer", "quiet"]
+__all__ = ["check_place", "checkpoint_fingerprint", "load_model", "load_tokenizer", "quiet"]
 
 # What the model families call the dropout of hidden states and of attention weights.
 _DROPOUT_NAMES = (
@@ -57,7 +57,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         CheckpointError: There is none that can be loaded.
         WindowError: It cannot cut questions into windows (no CLS token, say).
     """
-    _check_place(checkpoint)
+    check_place(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,7 +91,7 @@ def load_model(
     Raises:
         CheckpointError: It cannot be loaded as such a model.
     """
-    _check_place(checkpoint)
+    check_place(checkpoint)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -128,7 +128,12 @@ def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
         setattr(config, name, dropout)
 
 
-def _check_place(checkpoint: str) -> None:
+def check_place(checkpoint: str) -> None:
+    """Check that ``checkpoint`` is a checkpoint folder, or may be a hub id.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
     folder = Path(checkpoint)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

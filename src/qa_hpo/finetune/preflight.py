@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, WindowError
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.models import quiet
+from qa_hpo.finetune.models import check_place, quiet
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
@@ -62,6 +62,10 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
 
 
 def _describe(checkpoint: str, place: str) -> str:
+    try:
+        check_place(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from None
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -51,32 +51,8 @@ def assemble_windows(
     offsets must never move backwards (see `Tokens.in_order`).
     """
     slices = _slice(corpus, questions, contexts, max_length - template.length, doc_stride)
-    # A window is five segments. Each is a stretch of one pool of tokens: the three groups of
-    # special tokens, then all questions, then all contexts.
-    before, between, after = (len(ids) for ids in template.specials)
-    base = template.length
-    context_base = base + len(questions.ids)
-    question_segment = (
-        base + questions.offsets[slices.question],
-        questions.lengths[slices.question],
-    )
-    context_segment = (
-        context_base + contexts.offsets[slices.context] + slices.begin,
-        slices.end - slices.begin,
-    )
-    texts = [question_segment, context_segment]
-    if context_first:
-        texts.reverse()
-    windows = len(slices.question)
-    starts = np.empty((windows, 5), dtype=np.int64)  # in the pool
-    lengths = np.empty((windows, 5), dtype=np.int64)
-    starts[:, 0], lengths[:, 0] = 0, before
-    starts[:, 1], lengths[:, 1] = texts[0]
-    starts[:, 2], lengths[:, 2] = before, between
-    starts[:, 3], lengths[:, 3] = texts[1]
-    starts[:, 4], lengths[:, 4] = before + between, after
+    starts, lengths = _segments(questions, contexts, template, slices, context_first)
     places = np.cumsum(lengths, axis=1) - lengths  # (windows, 5) each segment's place in its window
-
     group, position = template.cls
     cls_index = places[:, 2 * group] + position
     start, end = _labels(corpus, contexts, slices, places[:, 1 if context_first else 3], cls_index)
@@ -117,6 +93,39 @@ def _slice(
     begin = number * step[question]
     end = np.minimum(begin + capacity[question], length[question])
     return _Slices(question, corpus.context_index[question], begin, end)
+
+
+def _segments(
+    questions: Tokens,
+    contexts: Tokens,
+    template: PairTemplate,
+    slices: _Slices,
+    context_first: bool,
+) -> tuple[Ints, Ints]:
+    """(windows, 5) where in the pool each segment of a window starts, and its length.
+
+    The segments are special tokens, first text, special tokens, second text, special tokens; the
+    pool (see `_pool`) is all special tokens, then all questions, then all contexts.
+    """
+    before, between, after = (len(ids) for ids in template.specials)
+    context_base = template.length + len(questions.ids)
+    texts = [
+        (template.length + questions.offsets[slices.question], questions.lengths[slices.question]),
+        (
+            context_base + contexts.offsets[slices.context] + slices.begin,
+            slices.end - slices.begin,
+        ),
+    ]
+    if context_first:
+        texts.reverse()
+    starts = np.empty((len(slices.question), 5), dtype=np.int64)
+    lengths = np.empty_like(starts)
+    starts[:, 0], lengths[:, 0] = 0, before
+    starts[:, 1], lengths[:, 1] = texts[0]
+    starts[:, 2], lengths[:, 2] = before, between
+    starts[:, 3], lengths[:, 3] = texts[1]
+    starts[:, 4], lengths[:, 4] = before + between, after
+    return starts, lengths
 
 
 def _pool(

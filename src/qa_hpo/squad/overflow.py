@@ -11,7 +11,7 @@ from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.layout import Windows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 __all__ = ["overflow_windows"]
 
@@ -35,30 +35,19 @@ def overflow_windows(
         max_length: tokens per window, at most.
         doc_stride: tokens that a window shares with the next.
     """
-    context_first = tokenizer.padding_side != "right"
+    context_owner = 1 if tokenizer.padding_side == "right" else 0
     parts: dict[str, list[NDArray[np.int64]]] = {
         name: [] for name in ("ids", "types", "starts", "ends")
     }
     rows: list[tuple[int, int, int, int, int]] = []  # question, tokens, cls, start, end
     for first in range(0, len(chosen), BATCH):
         batch = chosen[first : first + BATCH].tolist()
-        questions = [corpus.questions[i].lstrip() for i in batch]
-        contexts = [corpus.context_of(i) for i in batch]
-        encoded = tokenizer(
-            contexts if context_first else questions,
-            questions if context_first else contexts,
-            truncation="only_first" if context_first else "only_second",
-            max_length=max_length,
-            stride=doc_stride,
-            padding=False,
-            return_overflowing_tokens=True,
-            verbose=False,
-        )
+        encoded = _encode_pairs(corpus, tokenizer, batch, max_length, doc_stride)
         for sample, encoding in zip(
-            encoded["overflow_to_sample_mapping"], encoded.encodings, strict=True
+            encoded["overflow_to_sample_mapping"], encoded.encodings or (), strict=True
         ):
             owners = np.array([-1 if s is None else s for s in encoding.sequence_ids])
-            in_context = owners == (0 if context_first else 1)
+            in_context = owners == context_owner
             ids = np.array(encoding.ids)
             characters = np.where(in_context[:, None], encoding.offsets, -1)  # (tokens, 2)
             cls_index = int(np.flatnonzero((ids == tokenizer.cls_token_id) & (owners == -1))[0])
@@ -84,6 +73,30 @@ def overflow_windows(
         end_positions=table[:, 4].astype(np.int16),
         questions=len(corpus),
     )
+
+
+def _encode_pairs(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: list[int],
+    max_length: int,
+    doc_stride: int,
+) -> BatchEncoding:
+    """Some questions with their contexts, truncated with overflow."""
+    questions = [corpus.questions[i].lstrip() for i in batch]
+    contexts = [corpus.context_of(i) for i in batch]
+    context_first = tokenizer.padding_side != "right"
+    encoded: BatchEncoding = tokenizer(
+        contexts if context_first else questions,
+        questions if context_first else contexts,
+        truncation="only_first" if context_first else "only_second",
+        max_length=max_length,
+        stride=doc_stride,
+        padding=False,
+        return_overflowing_tokens=True,
+        verbose=False,
+    )
+    return encoded
 
 
 def _label(characters: NDArray[np.int64], gold: tuple[str, int]) -> tuple[int, int] | None:
