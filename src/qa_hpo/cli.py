@@ -7,7 +7,6 @@ torch.
 import json
 import logging
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +18,6 @@ from qa_hpo import __version__
 from qa_hpo.config import (
     DEFAULT_STORAGE,
     Budget,
-    load_run_config,
     load_study_file,
     storage_url,
 )
@@ -248,34 +246,9 @@ def train(
 
     [bold]Example:[/] qa-hpo train storage/demo-winner/qa_hpo.toml storage/again
     """
-    from qa_hpo.finetune.run import fine_tune
-    from qa_hpo.paths import CONFIG_NAME, METRICS_NAME
-    from qa_hpo.printing import print_epoch
-    from qa_hpo.results.export import Exported, write_export
+    from qa_hpo.running import train_once
 
-    settings = load_run_config(config)
-    if out.exists() and not force:
-        raise InputError(f"{out}: exists; choose another folder, or --force")
-    work = out.with_name(f".{out.name}.run")
-    tuned = fine_tune(
-        settings,
-        work,
-        on_epoch=print_epoch,
-        on_build=lambda name: typer.echo(f"building start {name}"),
-    )
-    if tuned.best is None or tuned.checkpoint is None:
-        raise WorkError(f"{config}: the training diverged before an epoch could be measured")
-    exported = Exported(
-        config=settings,
-        checkpoint=tuned.checkpoint,
-        records=tuned.records,
-        best=tuned.best,
-        origin=f"a run of the configuration {settings.run.name!r}",
-        facts={"run": settings.run.name},
-    )
-    write_export(exported, out, force=force)
-    shutil.rmtree(work, ignore_errors=True)
-    typer.echo(f"{out}: the checkpoint of epoch {tuned.best.epoch}, {CONFIG_NAME}, {METRICS_NAME}")
+    train_once(config, out, force=force)
 
 
 @app.command()

@@ -2,13 +2,20 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from qa_hpo.config import DEFAULT_STORAGE, StudyFile, load_study_file, storage_url
-from qa_hpo.errors import InputError
+from qa_hpo.config import (
+    DEFAULT_STORAGE,
+    StudyFile,
+    load_run_config,
+    load_study_file,
+    storage_url,
+)
+from qa_hpo.errors import InputError, WorkError
 from qa_hpo.paths import CachePaths, StudyPaths
-from qa_hpo.printing import print_line, print_preflight, watch
+from qa_hpo.printing import print_epoch, print_line, print_preflight, watch
 from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.space import SearchSpace
@@ -16,7 +23,7 @@ from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import JoinedStudy, create_study, load_study
 from qa_hpo.workers.local import LocalWorkers, gpus
 
-__all__ = ["create_or_continue", "look", "open_study", "run_workers", "worker_count"]
+__all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once", "worker_count"]
 
 
 def worker_count(asked_for: str) -> int:
@@ -92,6 +99,44 @@ def run_workers(joined: JoinedStudy, count: int) -> bool:
 def _spent(joined: JoinedStudy) -> bool:
     step = next_step(joined.optuna_study, joined.file.budget)
     return step.step is BudgetStep.SPENT and not step.failing
+
+
+def train_once(path: Path, out: Path, *, force: bool) -> None:
+    """Train one configuration, telling of each epoch, and write the folder ``out``.
+
+    A run that was interrupted goes on after its last finished epoch.
+
+    Raises:
+        InputError: The configuration cannot be used, or ``out`` exists and ``force`` is False.
+        WorkError: The training diverged before an epoch could be measured.
+    """
+    config = load_run_config(path)
+    if out.exists() and not force:
+        raise InputError(f"{out}: exists; choose another folder, or --force")
+    from qa_hpo.finetune.run import fine_tune  # noqa: PLC0415
+    from qa_hpo.results.export import Exported, write_export  # noqa: PLC0415
+
+    unfinished = out.with_name(f".{out.name}.run")
+    tuned = fine_tune(
+        config,
+        unfinished,
+        on_epoch=print_epoch,
+        on_build=lambda name: print_line(f"building start {name}"),
+    )
+    if tuned.best is None or tuned.checkpoint is None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise WorkError(f"{path}: the training diverged before an epoch could be measured")
+    exported = Exported(
+        config=config,
+        checkpoint=tuned.checkpoint,
+        records=tuned.records,
+        best=tuned.best,
+        origin=f"a run of the configuration {config.run.name!r}",
+        facts={"run": config.run.name},
+    )
+    write_export(exported, out, force=force)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    print_line(f"{out}: the checkpoint of epoch {tuned.best.epoch}, its metrics and its model card")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,10 @@ from qa_hpo.squad.windows import Windows, load_windows
 
 __all__ = ["Inputs", "ValidationSet"]
 
+# Sets of windows that are kept in memory. A study that searches doc_stride asks for another set in
+# almost every trial, and one of SQuAD's size takes a few hundred MiB.
+_KEPT_WINDOWS = 4
+
 
 @dataclass(frozen=True)
 class ValidationSet:
@@ -63,15 +67,19 @@ class Inputs:
     ) -> Windows:
         """Return the windows of ``corpus`` with the tokenizer of ``checkpoint``."""
         key = (corpus.fingerprint, checkpoint, max_length, doc_stride)
-        if key not in self._windows:
-            self._windows[key] = load_windows(
+        windows = self._windows.pop(key, None)
+        if windows is None:
+            windows = load_windows(
                 corpus,
                 self.tokenizer(checkpoint),
                 max_length=max_length,
                 doc_stride=doc_stride,
                 cache_folder=self.cache.windows,
             )
-        return self._windows[key]
+        self._windows[key] = windows  # the last to be forgotten
+        if len(self._windows) > _KEPT_WINDOWS:
+            del self._windows[next(iter(self._windows))]
+        return windows
 
     def validation(self, data: Data, checkpoint: str, doc_stride: int) -> ValidationSet:
         """Return the validation set of ``data`` for models with the tokenizer of ``checkpoint``."""

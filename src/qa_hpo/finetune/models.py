@@ -17,7 +17,14 @@ from transformers import (
 from qa_hpo.errors import CheckpointError
 from qa_hpo.squad.windows import check_tokenizer
 
-__all__ = ["check_place", "checkpoint_fingerprint", "load_model", "load_tokenizer", "quiet"]
+__all__ = [
+    "check_place",
+    "checkpoint_fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "position_limit",
+    "quiet",
+]
 
 # What the model families call the dropout of hidden states and of attention weights.
 _DROPOUT_NAMES = (
@@ -60,7 +67,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
     check_place(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
         raise CheckpointError(
             f"{checkpoint}: no tokenizer could be loaded: {_why(error)}"
         ) from None
@@ -108,20 +115,41 @@ def load_model(
                 dtype=torch.float32,
                 **options,
             )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
         raise CheckpointError(
             f"{checkpoint}: cannot be loaded as a question-answering model: {_why(error)}"
         ) from None
-    if not fresh_head and loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+    lacking = sorted(loading["missing_keys"])
+    body = [name for name in lacking if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
         raise CheckpointError(
-            f"{checkpoint}: has no trained question-answering head (its weights lack {missing})"
+            f"{checkpoint}: its weights are not those of the {config.model_type} model that its "
+            f"config.json describes (they lack {', '.join(body[:3])})"
+        )
+    if lacking and not fresh_head:
+        raise CheckpointError(
+            f"{checkpoint}: has no trained question-answering head (its weights lack "
+            f"{', '.join(lacking[:3])})"
         )
     return model  # type: ignore[no-any-return]
 
 
+def position_limit(config: Any) -> int | None:
+    """Return how many positions a model has learnt, or None where it takes any length."""
+    relative = not getattr(config, "position_biased_input", True)
+    if relative or getattr(config, "rope_parameters", None) is not None:
+        return None
+    limit = getattr(config, "max_position_embeddings", None)
+    # 0 or less: the model's family has none, and says so.
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
-    names = [name for name in _DROPOUT_NAMES if isinstance(getattr(config, name, None), float)]
+    # Some configurations say 0 where they mean 0.0.
+    given = {name: getattr(config, name, None) for name in _DROPOUT_NAMES}
+    names = [name for name, value in given.items() if type(value) in {int, float}]
     if not names:
         raise CheckpointError(f"{checkpoint}: has no dropout that could be set to {dropout}")
     for name in names:

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, WindowError
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.models import check_place, quiet
+from qa_hpo.finetune.models import check_place, position_limit, quiet
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
@@ -46,7 +46,7 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         checkpoint = file.starts[file.lineage(name)[-1]]
         assert isinstance(checkpoint, str)
         place = f"starts.{file.lineage(name)[-1]}"
-        described[name] = _describe(checkpoint, place)
+        described[name] = _describe(checkpoint, place, file.data.max_length)
         strides = _strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if isinstance(start, Recipe):
@@ -61,20 +61,26 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
     return Preflight(train, validation, described)
 
 
-def _describe(checkpoint: str, place: str) -> str:
+def _describe(checkpoint: str, place: str, max_length: int) -> str:
     try:
         check_place(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from None
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{place}: {checkpoint}: cannot be loaded: {why}") from None
     if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
         raise CheckpointError(
             f"{place}: {checkpoint}: a {config.model_type} model cannot answer questions "
             "extractively in transformers"
+        )
+    limit = position_limit(config)
+    if limit is not None and max_length > limit:
+        raise WindowError(
+            f"data.max_length: {max_length} is more than the {limit} positions of {place} "
+            f"({checkpoint})"
         )
     return f"{checkpoint} ({config.model_type})"
 

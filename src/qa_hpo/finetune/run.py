@@ -44,7 +44,6 @@ def fine_tune(
         WorkError: A start could not be built.
     """
     inputs = inputs or Inputs(CachePaths())
-    _claim(config, folder)
     starts = Starts(config, config.runtime, inputs)
     checkpoint = starts.checkpoint(config.parameters.start, on_build)
     data = config.data
@@ -65,6 +64,8 @@ def fine_tune(
         evaluation=config.evaluation,
         stop_after_epochs=config.run.stop_after_epochs,
     )
+    # Only now: a mistake in the configuration leaves nothing behind.
+    _claim(config, folder)
     return train(training, RunPaths(folder), on_epoch)
 
 

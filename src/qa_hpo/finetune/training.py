@@ -2,15 +2,16 @@
 
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from qa_hpo.config import Evaluation, Runtime
-from qa_hpo.errors import DivergedError, StudyFileError
+from qa_hpo.errors import DivergedError, StudyFileError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.inputs import ValidationSet
-from qa_hpo.finetune.models import load_model, quiet
+from qa_hpo.finetune.models import load_model, position_limit, quiet
 from qa_hpo.finetune.records import FineTuned, best_record
 from qa_hpo.finetune.trainer import OnEpoch, QuestionAnsweringTrainer, read_records
 from qa_hpo.parameters import Hyperparameters
@@ -66,6 +67,7 @@ def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
         StudyFileError: The hardware lacks the precision that was asked for.
+        WindowError: A window is longer than the model can take.
     """
     quiet()
     use_threads(training.runtime.cpu_threads)
@@ -87,13 +89,19 @@ def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) 
         except DivergedError:
             stop_reason = "diverged"
     best = best_record(records)
-    shutil.rmtree(paths.resume, ignore_errors=True)
+    checkpoint = paths.checkpoint(best.epoch) if best else None
+    _tidy(paths, checkpoint)
     return FineTuned(
-        records=tuple(records),
-        best=best,
-        checkpoint=paths.checkpoint(best.epoch) if best else None,
-        stop_reason=stop_reason,
+        records=tuple(records), best=best, checkpoint=checkpoint, stop_reason=stop_reason
     )
+
+
+def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
+    """Leave nothing beside ``checkpoint``: no resume state, nor what a killed process began."""
+    shutil.rmtree(paths.resume, ignore_errors=True)
+    for entry in paths.checkpoint(0).parent.glob("*"):
+        if entry != checkpoint:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
@@ -106,6 +114,13 @@ def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
     )
     tokenizer = training.tokenizer
     validation = training.validation
+    limit = position_limit(model.config)
+    for windows in (training.windows, *([validation.windows] if validation else [])):
+        if limit is not None and (longest := int(windows.lengths.max())) > limit:
+            raise WindowError(
+                f"{training.checkpoint}: a window has {longest} tokens and the model {limit} "
+                "positions; lower data.max_length"
+            )
     return QuestionAnsweringTrainer(
         model,
         _arguments(training, paths),

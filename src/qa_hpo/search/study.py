@@ -6,13 +6,13 @@ versions of the packages are attributes of the study.
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import fail_stale_trials
+from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,6 +21,7 @@ from qa_hpo.errors import StorageError, StudyFileError
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, versions
 from qa_hpo.search.budget import BudgetStep, NextStep, next_step, spent
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import make_pruner
 from qa_hpo.search.sampling import PerTrialTPESampler, derived_seed
 from qa_hpo.search.space import SearchSpace
@@ -67,25 +68,6 @@ METRIC = "best_f1"
 # System attribute: the trial's number, once it has been handed out completely. A retry has its
 # predecessor's attributes, so the number says whose mark it is.
 _HANDED_OUT = "qa_hpo:handed_out"
-
-
-@dataclass(frozen=True)
-class JoinedStudy:
-    """A study, ready for a worker or for reading.
-
-    Attributes:
-        file: The study file as it is stored, with the storage's URL left out.
-        storage: Where the study is kept.
-        optuna_study: Optuna's study, with the sampler and the pruner that the file asks for.
-        space: What is searched.
-        created: Whether this call created the study.
-    """
-
-    file: StudyFile
-    storage: StudyStorage
-    optuna_study: optuna.Study
-    space: SearchSpace
-    created: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,11 +220,17 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
 
 
 def hand_back(joined: JoinedStudy, trial: optuna.Trial) -> None:
-    """Fail a trial that its worker cannot go on with, and queue it again for another one."""
+    """Fail a trial whose worker was told to end, and queue it again for another one.
+
+    Unlike a dead worker's trial, it may be handed back as often as it takes: being told to end is
+    no sign that the trial ends its workers.
+    """
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
     with joined.storage.lock(joined.file.study.name):
         frozen = joined.storage.rdb.get_trial(trial_id(trial))
         if frozen.state is TrialState.RUNNING:
-            _requeue(joined, frozen)
+            _requeue(joined, frozen, retry)
 
 
 def _hand_out(joined: JoinedStudy, epochs_left: int | None, worker: str | None) -> Asked:
@@ -273,13 +261,15 @@ def _fail_dead_trials(joined: JoinedStudy) -> None:
         # Trials are handed out under the lock, which we hold: this one's worker died in the
         # middle of it, perhaps before the first heartbeat, so nobody would find it stale.
         if trial.system_attrs.get(_HANDED_OUT) != trial.number:
-            _requeue(joined, trial)
+            _requeue(joined, trial, joined.storage.rdb.get_heartbeat_stale_trial_callback())
 
 
-def _requeue(joined: JoinedStudy, trial: FrozenTrial) -> None:
-    rdb = joined.storage.rdb
-    rdb.set_trial_state_values(trial_id(trial), TrialState.FAIL)
-    retry = rdb.get_heartbeat_stale_trial_callback()
+def _requeue(
+    joined: JoinedStudy,
+    trial: FrozenTrial,
+    retry: Callable[[optuna.Study, FrozenTrial], None] | None,
+) -> None:
+    joined.storage.rdb.set_trial_state_values(trial_id(trial), TrialState.FAIL)
     if retry is not None:
         retry(joined.optuna_study, copy.deepcopy(trial))  # it appends to the trial's history
 

@@ -10,17 +10,15 @@ import math
 import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.errors import WorkError
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import STOP_REASONS
-
-if TYPE_CHECKING:
-    from qa_hpo.search.study import JoinedStudy
 
 __all__ = [
     "BASELINE",
@@ -123,7 +121,7 @@ def record_epoch(trial: optuna.Trial, record: Mapping[str, Any]) -> bool:
 
 
 def finish(
-    joined: "JoinedStudy",
+    joined: JoinedStudy,
     trial: optuna.Trial,
     *,
     state: TrialState,

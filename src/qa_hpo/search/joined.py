@@ -1,0 +1,30 @@
+"""A study, ready for a worker or for reading."""
+
+from dataclasses import dataclass
+
+import optuna
+
+from qa_hpo.config import StudyFile
+from qa_hpo.search.space import SearchSpace
+from qa_hpo.search.storage import StudyStorage
+
+__all__ = ["JoinedStudy"]
+
+
+@dataclass(frozen=True)
+class JoinedStudy:
+    """A study, ready for a worker or for reading.
+
+    Attributes:
+        file: The study file as it is stored, with the storage's URL left out.
+        storage: Where the study is kept.
+        optuna_study: Optuna's study, with the sampler and the pruner that the file asks for.
+        space: What is searched.
+        created: Whether this call created the study.
+    """
+
+    file: StudyFile
+    storage: StudyStorage
+    optuna_study: optuna.Study
+    space: SearchSpace
+    created: bool = False
