@@ -91,6 +91,9 @@ def run_workers(joined: JoinedStudy, count: int) -> bool:
     workers = LocalWorkers(name, joined.storage.url, paths, count)
     try:
         watch(joined, workers)
+    except KeyboardInterrupt:
+        print_line("Interrupted: the running trials are handed back. The same command goes on.")
+        raise
     finally:
         workers.stop()
     return _spent(joined)

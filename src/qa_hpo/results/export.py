@@ -180,10 +180,14 @@ it: `qa-hpo train {CONFIG_NAME} OUT` runs it again.
 """
 
 
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
 def _epoch_row(record: EpochRecord, best: EpochRecord) -> str:
     metrics = record.metrics
     mark = " (exported)" if record.epoch == best.epoch else ""
     return (
-        f"| {record.epoch}{mark} | {record.train_loss:.3f} | {record.val_loss:.3f} "
+        f"| {record.epoch}{mark} | {_loss(record.train_loss)} | {_loss(record.val_loss)} "
         f"| {metrics['f1']:.2f} | {metrics['best_f1']:.2f} | {metrics['best_f1_thresh']:g} |"
     )

@@ -58,19 +58,17 @@ class Leaderboard(_Result):
 def leaderboard(joined: JoinedStudy) -> Leaderboard:
     """Return the leaderboard of a study; trials that wait or run are not on it."""
     trials = joined.optuna_study.get_trials(deepcopy=False)
-    rows = {trial.number: _row(joined, trial) for trial in trials if trial.state.is_finished()}
+    # One row for a trial and its retries: what an earlier attempt measured, the latest one has.
+    latest = {lineage_number(trial): trial for trial in trials}
+    rows = {
+        trial.number: _row(joined, trial) for trial in latest.values() if trial.state.is_finished()
+    }
     ranked = sorted(rows.values(), key=_rank)
-    baselines = [trial for trial in trials if BASELINE in trial.user_attrs]
-    first = min((lineage_number(trial) for trial in baselines), default=None)
-    attempts = [
-        trial.number
-        for trial in baselines
-        if lineage_number(trial) == first and trial.number in rows
-    ]
+    baselines = [number for number, trial in latest.items() if BASELINE in trial.user_attrs]
     return Leaderboard(
         study=joined.file.study.name,
         winner=next((row for row in ranked if _competes(row)), None),
-        baseline=rows[max(attempts)] if attempts else None,
+        baseline=rows.get(latest[min(baselines)].number) if baselines else None,
         trials=ranked,
     )
 

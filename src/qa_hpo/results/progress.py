@@ -113,8 +113,8 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
     share = max(_shares(used, budget))
     left = None
-    if used.trials and running:
-        left = max(0.0, used.hours * 3600 * (1 / share - 1)) if share < 1 else 0.0
+    if used.trials and running and share > 0:
+        left = max(0.0, used.hours * 3600 * (1 / share - 1))
     return Snapshot(
         study=joined.file.study.name,
         spent=used,
@@ -158,13 +158,13 @@ def render(now: Snapshot) -> RenderableType:
         table.add_column(heading, justify="right" if side == "right" else "left")
     for busy in now.busy:
         table.add_row(
-            busy.worker,
+            Text(busy.worker),  # a name from outside is no markup
             str(busy.number),
-            busy.start,
+            Text(busy.start),
             f"{busy.epoch}/{busy.epochs}",
             "" if busy.loss is None else f"{busy.loss:.3f}",
             "" if busy.f1 is None else f"{busy.f1:.2f}",
-            f"{busy.doing}, {_clock(busy.seconds)}",
+            Text(f"{busy.doing}, {_clock(busy.seconds)}"),
         )
     bar = Table.grid(padding=(0, 1))
     bar.add_row(ProgressBar(total=1, completed=now.share, width=30), Text(headline(now)))
@@ -184,8 +184,8 @@ def headline(now: Snapshot) -> str:
     if budget.hours is not None:
         parts.append(f"{now.spent.hours:.2g} of {budget.hours:g} hours")
     parts.append(f"{now.counts['PRUNED']} pruned")
-    if now.counts["FAIL"]:
-        parts.append(f"{now.counts['FAIL']} failed")
+    if now.spent.failed:
+        parts.append(f"{now.spent.failed} failed")
     if now.best is not None:
         parts.append(f"best F1 {now.best.user_attrs['best_f1']:.2f} (trial {now.best.number})")
     if now.seconds_left is not None:
