@@ -1,8 +1,10 @@
 """Exact match and F1 per question, corpus metrics and the no-answer threshold.
 
-Names and semantics are those of the official SQuAD 2.0 evaluation script, but for one thing: that
-script sweeps the threshold question by question, so that it can part two questions of the same
-null margin, which no threshold can. Here questions of one margin are answered together.
+Names and semantics are those of the official SQuAD 2.0 evaluation script, but for its sweep of the
+threshold, which differs from what a threshold does in two cases. It goes question by question, so
+that it can part two questions of the same null margin; here they are answered together. And it
+counts any text for an unanswerable question as wrong, even one that normalises to nothing and so
+scores 1 elsewhere in the script; here it counts as it scores.
 """
 
 from __future__ import annotations

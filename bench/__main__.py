@@ -1,0 +1,54 @@
+"""Run benchmarks and write down what they measured: `python -m bench [NAME ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+# Each benchmark is a module with `run(pairs) -> bench.report.Finding`; its name is its key in
+# results.json and its section of RESULTS.md.
+BENCHMARKS = {"postprocess_vs_notebook": "bench.postprocess"}
+FOLDER = Path(__file__).parent
+MIN_PAIRS = 3
+# Read when the libraries are imported, so they are set before the benchmark's module is.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure, print, and update bench/RESULTS.md and bench/results.json.",
+        epilog="Example: python -m bench postprocess_vs_notebook --pairs 5",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="timed runs of each side, at least 3 (default: 5)"
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]!r}: expected one of {', '.join(BENCHMARKS)}")
+    if options.pairs < MIN_PAIRS:
+        parser.error(f"--pairs is {options.pairs}: expected at least {MIN_PAIRS}")
+
+    os.environ.update(ONE_THREAD | QUIET)
+    report = importlib.import_module("bench.report")
+    for name in options.names or BENCHMARKS:
+        finding = importlib.import_module(BENCHMARKS[name]).run(options.pairs)
+        print(f"\n{finding.body}")
+        report.write_finding(FOLDER, name, finding)
+        print(f"\nWritten to {FOLDER.name}/RESULTS.md and {FOLDER.name}/results.json.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

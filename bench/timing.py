@@ -1,0 +1,90 @@
+"""Timed runs of two sides in turn, and how many times faster the second one is."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of one run, by part.
+
+    Attributes:
+        wall: wall-clock seconds of each part.
+        cpu: CPU seconds of all parts, of all threads of this process.
+    """
+
+    wall: dict[str, float] = field(default_factory=dict)
+    cpu: float = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+    @property
+    def total(self) -> float:
+        return sum(self.wall.values())
+
+
+Side = Callable[[Stopwatch], object]
+"""What is timed: it marks its parts on the stopwatch."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of a baseline and of ours, in turn.
+
+    Attributes:
+        baseline: (pairs,)
+        ours: (pairs,)
+    """
+
+    baseline: list[Stopwatch]
+    ours: list[Stopwatch]
+
+    @property
+    def ratios(self) -> list[float]:
+        """(pairs,) how many times faster ours was, in wall-clock time."""
+        return [a.total / b.total for a, b in zip(self.baseline, self.ours, strict=True)]
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The median ratio in CPU time."""
+        return statistics.median(
+            a.cpu / b.cpu for a, b in zip(self.baseline, self.ours, strict=True)
+        )
+
+    def summary(self) -> dict[str, float | int]:
+        """The fields that results.json has for a ratio."""
+        ratios = self.ratios
+        return {
+            "median": round(statistics.median(ratios), 2),
+            "min": round(min(ratios), 2),
+            "max": round(max(ratios), 2),
+            "pairs": len(ratios),
+        }
+
+
+def alternate(baseline: Side, ours: Side, pairs: int) -> Comparison:
+    """Run both in turn, baseline first, so that what else the machine does meets both."""
+    runs: tuple[list[Stopwatch], list[Stopwatch]] = ([], [])
+    for _ in range(pairs):
+        for side, kept in zip((baseline, ours), runs, strict=True):
+            gc.collect()  # neither side pays for what the other left behind
+            watch = Stopwatch()
+            side(watch)
+            kept.append(watch)
+    return Comparison(*runs)
+
+
+def part_medians(runs: list[Stopwatch]) -> dict[str, float]:
+    """Median seconds of each part."""
+    return {name: statistics.median(run.wall[name] for run in runs) for name in runs[0].wall}
