@@ -19,3 +19,17 @@ qa-hpo evaluate "$winner" "$demo/validation-v2.json"
 
 echo
 echo "== A question that the context answers, and one that it does not"
+cat > "$demo/rivers.txt" <<'CONTEXT'
+Carp swim in the River Tarirkin. It was dammed in 1782. Few visitors know the name of the River
+Tarirkin. The River Falengor was mapped by Stefan Daristov. The river rises on Mount Keladra. It
+flows through Maramrik. The River Falengor was dammed in 1714.
+CONTEXT
+cat "$demo/rivers.txt"
+for question in "When was the River Falengor dammed?" "Which city does the River Tarirkin flow through?"; do
+	echo "  $question"
+	printf '    '
+	qa-hpo answer "$winner" --context "$demo/rivers.txt" --question "$question"
+done
+
+echo
+echo "The study is in storage/qa_hpo.db, which any Optuna tool reads; the winner is in $winner."

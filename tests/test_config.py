@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from qa_hpo.config import Run, RunConfig, StudyFile, load_run_config, load_study_file, to_toml
+from qa_hpo.demo import write_demo
 from qa_hpo.errors import StudyFileError
 from qa_hpo.parameters import Dimension, Parameters
 from qa_hpo.sections import Runtime
@@ -75,6 +76,15 @@ def test_shipped_study_files_are_valid_and_read_back_from_their_own_toml(
     file = load_study_file(path)
     assert load_study_file(write(tmp_path, to_toml(file))) == file
     assert StudyFile.model_validate_json(file.model_dump_json(by_alias=True)) == file
+
+
+def test_the_demo_study_is_what_the_demo_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_demo(Path("storage/demo"))
+    written = Path("storage/demo/study.toml").read_bytes()
+    assert written == (ROOT / "studies/demo.toml").read_bytes()
 
 
 def test_the_notebook_study_has_the_notebooks_own_configuration_as_baseline() -> None:

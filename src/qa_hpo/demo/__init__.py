@@ -3,6 +3,7 @@
 Nothing here needs a hub, and importing this package imports no torch.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -54,15 +55,22 @@ def write_demo(folder: Path) -> list[Path]:
 
 def _contents(folder: Path) -> dict[Path, bytes]:
     """Return what each file of the demo holds."""
-    files: dict[Path, bytes] = {}
-    articles = generate()
-    for spec in CORPORA:
-        text = json.dumps(to_squad(spec, articles[spec.name]), ensure_ascii=False)
-        files[folder / f"{spec.name}.json"] = f"{text}\n".encode()
+    files = {folder / name: content for name, content in _corpora().items()}
     for source in sorted(p for p in BASE.iterdir() if p.is_file()):
         files[folder / "base" / source.name] = source.read_bytes()
     study = _STUDY_TEMPLATE.read_text(encoding="utf-8").replace("<DIR>", _toml_escape(folder))
     files[folder / "study.toml"] = study.encode()
+    return files
+
+
+@functools.cache
+def _corpora() -> dict[str, bytes]:
+    """Return the corpora's files by name; they are always the same."""
+    articles = generate()
+    files = {}
+    for spec in CORPORA:
+        text = json.dumps(to_squad(spec, articles[spec.name]), ensure_ascii=False)
+        files[f"{spec.name}.json"] = f"{text}\n".encode()
     return files
 
 

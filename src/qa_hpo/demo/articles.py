@@ -44,7 +44,7 @@ _HEDGES = ("about", "nearly", "some")
 
 @dataclass(frozen=True)
 class Style:
-    """How a text is written; each number is a probability.
+    """How a text is written; a number is a probability, unless it says otherwise.
 
     Attributes:
         plain: Keep to the plain half of the wordings.
@@ -53,6 +53,7 @@ class Style:
         denials: The paragraph says that something is unknown.
         colour: A sentence without a fact stands in between.
         overlap: A fact of the first entity has its counterpart about the second.
+        tail: Zipf's exponent for the wordings.
         facts: The fewest and the most facts about an entity.
     """
 
@@ -62,6 +63,7 @@ class Style:
     denials: float = 0.3
     colour: float = 0.6
     overlap: float = 0.6
+    tail: float = 1.0
     facts: tuple[int, int] = (2, 4)
 
 
@@ -84,12 +86,14 @@ class Paragraph:
         entities: Those that it is about.
         facts: Those that it states.
         denied: Names of (entity, relation) of which it says that they are unknown.
+        topics: Start, end and entity of each sentence.
     """
 
     context: str = ""
     entities: list[Entity] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     denied: list[tuple[str, str]] = field(default_factory=list)
+    topics: list[tuple[int, int, Entity]] = field(default_factory=list)
 
     def states(self, entity: Entity, relation: Relation) -> bool:
         """Say whether the paragraph states this fact."""
@@ -122,6 +126,12 @@ def _mention(rng: random.Random, entity: Entity, wording: str, *, again: bool, s
     return wording.replace("{s}", full)
 
 
+def _wording(rng: random.Random, wordings: tuple[str, ...], style: Style) -> str:
+    """Draw a wording, slots and all."""
+    wording = draw(rng, wordings, plain=style.plain, tail=style.tail)
+    return expand(rng, wording, plain=style.plain, tail=style.tail)
+
+
 def statement(
     rng: random.Random,
     world: World,
@@ -142,7 +152,7 @@ def statement(
         again: Whether the sentence before it is about the same entity.
     """
     value = entity.values[relation.key]
-    wording = expand(rng, draw(rng, relation.statements, plain=style.plain), plain=style.plain)
+    wording = _wording(rng, relation.statements, style)
     text = _mention(rng, entity, wording, again=again, style=style)
     if "{d}" in text:
         wrong = value
@@ -217,14 +227,11 @@ def _assemble(
             body = body[0].upper() + body[1:]
         if i:
             text += joint
+        offset, text = len(text), text + body
+        paragraph.topics.append((offset, len(text), sentence.entity))
         if sentence.relation is not None:
-            start = len(text) + sentence.start
-            value = sentence.entity.values[sentence.relation.key]
-            text += body
-            fact = Fact(sentence.entity, sentence.relation, start, text[start : start + len(value)])
-            paragraph.facts.append(fact)
-        else:
-            text += body
+            start, end = offset + sentence.start, offset + sentence.end
+            paragraph.facts.append(Fact(sentence.entity, sentence.relation, start, text[start:end]))
     paragraph.context = text + "."
 
 
@@ -253,9 +260,9 @@ def compose(rng: random.Random, world: World, entities: list[Entity], style: Sty
     return paragraph
 
 
-def question(rng: random.Random, entity: Entity, relation: Relation, *, plain: bool = False) -> str:
+def question(rng: random.Random, entity: Entity, relation: Relation, style: Style) -> str:
     """Ask for a relation of an entity."""
-    wording = expand(rng, draw(rng, relation.questions, plain=plain), plain=plain)
+    wording = _wording(rng, relation.questions, style)
     return wording.replace("{s}", with_article(entity.kind, entity.name))
 
 

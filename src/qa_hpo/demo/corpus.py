@@ -61,13 +61,13 @@ class Article:
 
 # Sizes are chosen for two CPU cores: one epoch is a matter of seconds.
 CORPORA = (
-    CorpusSpec("train-v1", 260, 0.0, validation=False),
-    CorpusSpec("validation-v1", 80, 0.0, validation=True),
+    CorpusSpec("train-v1", 330, 0.0, validation=False),
+    CorpusSpec("validation-v1", 70, 0.0, validation=True),
     CorpusSpec("train-v2", 260, 0.42, validation=False),
-    CorpusSpec("validation-v2", 90, 0.42, validation=True),
+    CorpusSpec("validation-v2", 80, 0.42, validation=True),
 )
 _SEED = "qa-hpo demo 1"
-_STYLE = Style(facts=(2, 5))
+_STYLE = Style(tail=1.5, facts=(2, 5))
 _PER_PARAGRAPH = (3, 5)
 _PARAGRAPHS = (1, 3)
 
@@ -82,7 +82,10 @@ def _answerable(rng: random.Random, spec: CorpusSpec, paragraph: Paragraph) -> Q
         # One reader marked each training answer, and readers differ a little.
         answers = [answers[0] if rng.random() < 0.9 else rng.choice(answers)]
     return Question(
-        question(rng, fact.entity, fact.relation), fact.entity, fact.relation, tuple(answers)
+        question(rng, fact.entity, fact.relation, _STYLE),
+        fact.entity,
+        fact.relation,
+        tuple(answers),
     )
 
 
@@ -117,7 +120,7 @@ def _unanswerable(rng: random.Random, paragraph: Paragraph, stranger: Entity) ->
     if not options:
         return None
     entity, relation = rng.choices(options, weights)[0]
-    return Question(question(rng, entity, relation), entity, relation, ())
+    return Question(question(rng, entity, relation, _STYLE), entity, relation, ())
 
 
 def questions_of(

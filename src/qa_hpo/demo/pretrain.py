@@ -1,20 +1,23 @@
 """Train the demo's tokenizer and its tiny BERT, whose weights ship with the package.
 
-Run ``python -m qa_hpo.demo.pretrain`` (``--out FOLDER`` to write elsewhere). It takes about 20
+Run ``python -m qa_hpo.demo.pretrain`` (``--out FOLDER`` to write elsewhere). It takes about 15
 minutes of one CPU core and is seeded; the result is written to ``qa_hpo/demo/base``.
 
 From random weights, a model of this size needs hundreds of thousands of questions before it matches
 a question to the right sentence. The pretraining does that part. Its text is generated like the
-corpora, but speaks of other entities with other names, of some of the relations only, and mostly in
-the plain half of the wordings. Two losses are minimised together:
+corpora, but speaks of other entities with other names, of some of the relations only, and in the
+plain half of the wordings. These losses are minimised together:
 
-* masked words: a tenth of the context's tokens are to be restored;
+* masked words: some of the context's tokens are to be restored, from the last layer;
 * span selection: the first segment is a question, or a statement whose value is a mask, and the
-  span that fills it is to be found in the context.
+  span that fills it is to be found in the context, from the last layer;
+* copies: which tokens of the context occur in the first segment, from the first layer;
+* topic: which sentences are about the entity of the first segment, from the last layer but one.
 
-The text grows from two or three sentences to whole paragraphs: on short texts, matching emerges
-much sooner. All questions have an answer, and the span head is thrown away. What ships is a base
-model that has yet to learn the corpora's wordings, the other relations, and when to give no answer.
+Span selection alone finds the relation soon and the entity hardly ever; with copies and topic, it
+finds both within 1,500 steps. The text grows from a few short sentences to whole paragraphs. All
+questions have an answer, and the heads are thrown away. What ships is a base model that has yet to
+learn the corpora's wordings, the other relations, and when to give no answer.
 """
 
 import argparse
@@ -66,21 +69,33 @@ class Phase:
     batch_size: int = 32
 
 
+# Both entities have nearly the same facts: the relation alone does not find the span.
+_SHORT = Style(
+    plain=True, pronouns=0.0, joins=0.0, denials=0.0, colour=0.0, overlap=0.9, facts=(1, 2)
+)
 PHASES = (
-    Phase(3000, Style(plain=True, pronouns=0.0, joins=0, denials=0, colour=0, facts=(1, 2))),
-    Phase(2000, Style(plain=True, pronouns=0.3, joins=0.2, denials=0.1, colour=0.2, facts=(1, 3))),
-    Phase(6000, Style(plain=True, facts=(2, 4))),
+    Phase(2600, _SHORT),
+    Phase(3600, Style(plain=True, overlap=0.8, facts=(2, 4))),
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A first segment, a context, and the span to select in it, in characters."""
+    """What the model reads and finds; places are in characters of the context.
+
+    Attributes:
+        first: The question, or the statement with a mask.
+        context: The text.
+        start: Where the span starts that is to be selected.
+        end: Where it ends.
+        topic: The sentences about the entity of the first segment.
+    """
 
     first: str
     context: str
     start: int
     end: int
+    topic: tuple[tuple[int, int], ...]
 
 
 def samples(rng: random.Random, style: Style) -> Iterator[Sample]:
@@ -99,11 +114,13 @@ def samples(rng: random.Random, style: Style) -> Iterator[Sample]:
         paragraph = compose(rng, world, entities, style)
         for fact in rng.sample(paragraph.facts, min(3, len(paragraph.facts))):
             if rng.random() < 0.6:
-                first = question(rng, fact.entity, fact.relation, plain=style.plain)
+                first = question(rng, fact.entity, fact.relation, style)
             else:
                 cloze = statement(rng, world, fact.entity, fact.relation, style)
                 first = cloze.text[: cloze.start] + "[MASK]" + cloze.text[cloze.end :]
-            yield Sample(first, paragraph.context, fact.start, fact.start + len(fact.text))
+            topic = tuple((a, b) for a, b, entity in paragraph.topics if entity is fact.entity)
+            end = fact.start + len(fact.text)
+            yield Sample(first, paragraph.context, fact.start, end, topic)
 
 
 def _empty_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
@@ -180,8 +197,10 @@ def _encode(
         truncation="only_second",
         padding=True,
         max_length=_POSITIONS,
+        return_offsets_mapping=True,
         return_tensors="pt",
     )
+    places = encoded.pop("offset_mapping")
     starts = [encoded.char_to_token(i, s.start, 1) or 0 for i, s in enumerate(chunk)]
     ends = [encoded.char_to_token(i, s.end - 1, 1) or 0 for i, s in enumerate(chunk)]
     ids, segment = encoded["input_ids"], encoded["token_type_ids"]
@@ -190,7 +209,13 @@ def _encode(
     start, end = torch.tensor(starts), torch.tensor(ends)
     inside = (column >= start[:, None]) & (column <= end[:, None])
     draw = torch.rand(ids.shape, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
-    masked = (draw < 0.1) & (segment == 1) & ~inside & (ids != tokenizer.sep_token_id)
+    context = (segment == 1) & (ids != tokenizer.sep_token_id)
+    question_ids = ids.masked_fill(segment == 1, -1)
+    topic = torch.zeros_like(context)
+    for i, sample in enumerate(chunk):
+        for first, last in sample.topic:
+            topic[i] |= (places[i, :, 0] >= first) & (places[i, :, 1] <= last)
+    masked = (draw < 0.1) & context & ~inside
     return {
         "input_ids": ids.masked_fill(masked, tokenizer.mask_token_id),
         "token_type_ids": segment,
@@ -198,27 +223,51 @@ def _encode(
         "labels": ids.masked_fill(~masked, _IGNORE),
         "start": start,
         "end": end,
+        "context": context,
+        "copied": (ids[:, :, None] == question_ids[:, None, :]).any(-1).float(),
+        "topic": topic.float(),
     }
 
 
+class Heads(torch.nn.Module):
+    """What is trained on top of the model and thrown away.
+
+    Args:
+        width: The model's hidden size.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.span = torch.nn.Linear(width, 2)
+        self.copied = torch.nn.Linear(width, 1)
+        self.topic = torch.nn.Linear(width, 1)
+
+
 def _losses(
-    model: BertForMaskedLM, head: torch.nn.Linear, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return the masked-word loss, the span loss and the share of spans found."""
-    hidden = model.bert(
+    model: BertForMaskedLM, heads: Heads, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the loss of a batch, and its parts with the share of spans found."""
+    layers = model.bert(
         input_ids=batch["input_ids"],
         token_type_ids=batch["token_type_ids"],
         attention_mask=batch["attention_mask"],
-    ).last_hidden_state
+        output_hidden_states=True,
+    ).hidden_states
     chosen = batch["labels"] != _IGNORE
     # Only the masked positions go through the vocabulary: (masked, words).
-    words = torch.nn.functional.cross_entropy(model.cls(hidden[chosen]), batch["labels"][chosen])
-    logits = head(hidden).masked_fill(batch["attention_mask"][..., None] == 0, -1e4)
-    first, last = logits.unbind(-1)
     entropy = torch.nn.functional.cross_entropy
+    words = entropy(model.cls(layers[-1][chosen]), batch["labels"][chosen])
+    logits = heads.span(layers[-1]).masked_fill(batch["attention_mask"][..., None] == 0, -1e4)
+    first, last = logits.unbind(-1)
     span = (entropy(first, batch["start"]) + entropy(last, batch["end"])) / 2
     found = (first.argmax(-1) == batch["start"]) & (last.argmax(-1) == batch["end"])
-    return words, span, found.float().mean().item()
+    context = batch["context"]
+    binary = torch.nn.functional.binary_cross_entropy_with_logits
+    copied = binary(heads.copied(layers[1])[..., 0][context], batch["copied"][context])
+    topic = binary(heads.topic(layers[-2])[..., 0][context], batch["topic"][context])
+    parts = {"words": words, "copied": copied, "topic": topic, "span": span}
+    shown = {name: part.item() for name, part in parts.items()}
+    return span + topic + copied + 0.1 * words, shown | {"found": found.float().mean().item()}
 
 
 def _model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
@@ -227,9 +276,9 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
         BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
-            num_hidden_layers=3,
+            num_hidden_layers=4,
             num_attention_heads=4,
-            intermediate_size=256,
+            intermediate_size=192,
             max_position_embeddings=_POSITIONS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -240,7 +289,7 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> BertForMaskedLM:
 
 
 def pretrain(
-    phases: tuple[Phase, ...] = PHASES, *, seed: int = _SEED, learning_rate: float = 1.5e-3
+    phases: tuple[Phase, ...] = PHASES, *, seed: int = _SEED, learning_rate: float = 1e-3
 ) -> tuple[BertForMaskedLM, PreTrainedTokenizerFast]:
     """Train the tokenizer and the model, with one line of progress every 100 steps.
 
@@ -256,8 +305,8 @@ def pretrain(
     rng = random.Random(f"pretraining {seed}")
     tokenizer = train_tokenizer(seed)
     model = _model(tokenizer)
-    head = torch.nn.Linear(model.config.hidden_size, 2)
-    parameters = [*model.parameters(), *head.parameters()]
+    heads = Heads(model.config.hidden_size)
+    parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(phase.steps for phase in phases)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -267,19 +316,17 @@ def pretrain(
     began, step = time.monotonic(), 0
     for phase in phases:
         for batch in _batches(rng, phase, tokenizer):
-            words, span, found = _losses(model, head, batch)
-            (span + 0.3 * words).backward()  # type: ignore[no-untyped-call]
+            loss, parts = _losses(model, heads, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             step += 1
             if step % 100 == 0:
-                seconds = time.monotonic() - began
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
                 print(
-                    f"step {step} of {total}: words {words.item():.3f}, span {span.item():.3f}, "
-                    f"found {found:.2f}, {seconds:.0f} s",
-                    flush=True,
+                    f"step {step} of {total}: {shown}, {time.monotonic() - began:.0f} s", flush=True
                 )
     return model, tokenizer
 
@@ -291,6 +338,8 @@ def main() -> None:
     out: Path = parser.parse_args().out
     torch.set_num_threads(1)
     model, tokenizer = pretrain()
+    # The wide initialisation helps a small model to start; a fresh head wants the usual one.
+    model.config.initializer_range = 0.02
     model.bert.save_pretrained(out)
     tokenizer.save_pretrained(out)
     print(f"Wrote {out}.")

@@ -56,20 +56,23 @@ class Relation:
         return f"{self.kind}.{self.key}"
 
 
-def draw(rng: random.Random, options: Sequence[str], *, plain: bool = False) -> str:
+def draw(
+    rng: random.Random, options: Sequence[str], *, plain: bool = False, tail: float = 1.0
+) -> str:
     """Draw one option, the earlier the likelier.
 
     Args:
         rng: The source of chance.
         options: From plain to unusual.
         plain: Keep to the first half.
+        tail: Zipf's exponent: the larger, the rarer is what comes late.
     """
     if plain:
         options = options[: (len(options) + 1) // 2]
-    weights = accumulate(1 / (rank + 1.5) for rank in range(len(options)))
+    weights = accumulate((rank + 1.5) ** -tail for rank in range(len(options)))
     return rng.choices(options, cum_weights=list(weights))[0]
 
 
-def expand(rng: random.Random, wording: str, *, plain: bool = False) -> str:
+def expand(rng: random.Random, wording: str, *, plain: bool = False, tail: float = 1.0) -> str:
     """Replace every ``[x|y|z]`` of a wording with one of its alternatives."""
-    return _ALTERNATIVES.sub(lambda m: draw(rng, m[1].split("|"), plain=plain), wording)
+    return _ALTERNATIVES.sub(lambda m: draw(rng, m[1].split("|"), plain=plain, tail=tail), wording)
