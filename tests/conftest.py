@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from qa_hpo.finetune.inputs import Inputs
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,25 @@ def real_data() -> Path:
     if not (folder / "squad").is_dir():
         pytest.skip(f"no real data: {folder / 'squad'} is not there (see QA_HPO_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny checkpoint ``base`` and the corpora of ``tiny.write_corpora``."""
+    from qa_hpo.finetune.models import quiet
+    from tiny import write_base, write_corpora
+
+    quiet()
+    folder = tmp_path_factory.mktemp("tiny, it's ünusual")
+    write_base(folder / "base")
+    write_corpora(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inputs(tiny: Path) -> Inputs:
+    """What runs on the tiny corpora share, with a cache of its own."""
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.paths import CachePaths
+
+    return Inputs(CachePaths(tiny / "cache"))

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qa_hpo.config import Evaluation, Runtime, load_run_config
+from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
-from qa_hpo.finetune.models import load_model, load_tokenizer, quiet
+from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
 from qa_hpo.finetune.training import best_device, collator, lower_precision, use_threads
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
 from qa_hpo.squad.corpus import Corpus
@@ -82,14 +83,16 @@ class QuestionAnswerer:
         folder = Path(checkpoint)
         if (folder / CONFIG_NAME).is_file():
             config = load_run_config(folder / CONFIG_NAME)
-            runtime, evaluation = config.runtime, config.evaluation
+            runtime, evaluation = _here(config.runtime), config.evaluation
             max_length = config.data.max_length
-            threshold = float(read_json(folder / METRICS_NAME)["threshold"])
+            threshold = _threshold(folder / METRICS_NAME)
+            model = load_model(checkpoint, attention=runtime.attention, fresh_head=False)
         else:
             runtime, threshold = Runtime(), 0.0
-            max_length = min(384, tokenizer.model_max_length)
+            model = load_model(checkpoint, fresh_head=False)
+            limit = position_limit(model.config) or tokenizer.model_max_length
+            max_length = min(384, tokenizer.model_max_length, limit)
             evaluation = Evaluation(doc_stride=min(128, max_length // 3))
-        model = load_model(checkpoint, attention=runtime.attention, fresh_head=False)
         torch.nn.Module.to(model, device or best_device())
         use_threads(runtime.cpu_threads)
         return cls(
@@ -160,3 +163,21 @@ class QuestionAnswerer:
         start, end = int(best.char_start[0]), int(best.char_end[0])
         text = None if margin > self.threshold or start == end else context[start:end]
         return Answer(text, -margin, start, end, self.threshold)
+
+
+def _here(runtime: Runtime) -> Runtime:
+    """Return ``runtime`` without what only the GPU that it was trained on can do."""
+    if torch.cuda.is_available():
+        return runtime
+    precision = "fp32" if runtime.precision == "fp16" else runtime.precision
+    attention = "auto" if runtime.attention == "flash_attention_2" else runtime.attention
+    return runtime.model_copy(update={"precision": precision, "attention": attention})
+
+
+def _threshold(metrics: Path) -> float:
+    try:
+        return float(read_json(metrics)["threshold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{metrics}: holds no threshold; 'qa-hpo export' writes it beside {CONFIG_NAME}"
+        ) from None

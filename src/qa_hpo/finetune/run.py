@@ -47,8 +47,10 @@ def fine_tune(
     starts = Starts(config, config.runtime, inputs)
     checkpoint = starts.checkpoint(config.parameters.start, on_build)
     data = config.data
+    train_corpus = inputs.train_corpus(data.train, data.train_limit)
+    validation = inputs.validation(data, checkpoint, config.evaluation.doc_stride)
     windows = inputs.windows(
-        inputs.train_corpus(data.train, data.train_limit),
+        train_corpus,
         checkpoint,
         max_length=data.max_length,
         doc_stride=config.parameters.doc_stride,
@@ -57,7 +59,7 @@ def fine_tune(
         checkpoint=checkpoint,
         tokenizer=inputs.tokenizer(checkpoint),
         windows=windows,
-        validation=inputs.validation(data, checkpoint, config.evaluation.doc_stride),
+        validation=validation,
         parameters=config.parameters,
         seed=config.run.seed,
         runtime=config.runtime,
@@ -65,17 +67,25 @@ def fine_tune(
         stop_after_epochs=config.run.stop_after_epochs,
     )
     # Only now: a mistake in the configuration leaves nothing behind.
-    _claim(config, folder)
+    fingerprints = {
+        "train": train_corpus.fingerprint,
+        "validation": validation.corpus.fingerprint,
+    }
+    _claim(config, folder, fingerprints)
     return train(training, RunPaths(folder), on_epoch)
 
 
-def _claim(config: RunConfig, folder: Path) -> None:
+def _claim(config: RunConfig, folder: Path, fingerprints: dict[str, str]) -> None:
     """Write down whose folder this is, so that no other configuration goes on from its state."""
     claim = folder / "config.json"
-    # Neither changes what the epochs measure: where to stop, and on how many threads.
+    # Left out is what does not change what the epochs measure, but for the noise of float32:
+    # where to stop, on how many threads, in which batches.
     content = config.model_dump(
-        mode="json", by_alias=True, exclude={"run": {"stop_after_epochs"}, "runtime": True}
+        mode="json",
+        by_alias=True,
+        exclude={"run": {"stop_after_epochs"}, "runtime": {"cpu_threads", "eval_batch_size"}},
     )
+    content["fingerprints"] = fingerprints
     if claim.is_file() and read_json(claim) != content:
         raise StudyFileError(
             f"{folder}: holds the run of another configuration; remove it or choose another folder"

@@ -4,10 +4,11 @@ import logging
 import shutil
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
-from qa_hpo.finetune.run import EpochRecord, FineTuned, Inputs, fine_tune
+from qa_hpo.finetune.run import EpochRecord, FineTuned, Inputs, Starts, fine_tune
 from qa_hpo.paths import RunPaths, StudyPaths
 from qa_hpo.search.budget import time_is_up
 from qa_hpo.search.pruning import OverfittingRule, diverged, is_control
@@ -15,6 +16,7 @@ from qa_hpo.search.study import Asked, JoinedStudy
 from qa_hpo.search.trials import (
     CPU_THREADS,
     DOING,
+    LostTrialError,
     finish,
     finished_trials,
     lineage_number,
@@ -51,13 +53,17 @@ class Objective:
             LostTrialError: Another worker took the trial over.
             QaHpoError: The trial cannot be run.
         """
+        config = self.config(asked)
+        # Before the run, which would build it too: so that it can be told what is going on.
+        Starts(config, config.runtime, self.inputs).checkpoint(
+            config.parameters.start, lambda name: self.doing(asked, f"building start {name}")
+        )
         self.doing(asked, "training")
         tuned = fine_tune(
-            self.config(asked),
+            config,
             self.run_paths(asked).folder,
             inputs=self.inputs,
             on_epoch=_EpochTeller(self, asked),
-            on_build=lambda name: self.doing(asked, f"building start {name}"),
         )
         self._finish(asked, tuned)
         self._collect()
@@ -78,8 +84,16 @@ class Objective:
         return self.paths.run(asked.lineage)
 
     def doing(self, asked: Asked, what: str) -> None:
-        """Tell whoever watches what the worker is at."""
-        self.joined.storage.rdb.set_trial_system_attr(trial_id(asked.trial), DOING, what)
+        """Tell whoever watches what the worker is at.
+
+        Raises:
+            LostTrialError: Another worker finished the trial.
+        """
+        try:
+            self.joined.storage.rdb.set_trial_system_attr(trial_id(asked.trial), DOING, what)
+        except UpdateFinishedTrialError:
+            number = asked.trial.number
+            raise LostTrialError(f"trial {number} was finished by another worker") from None
 
     def stop_reason(self, asked: Asked, records: list[EpochRecord]) -> str | None:
         """Return why the trial ends after these epochs, or None. The last epoch needs no reason.

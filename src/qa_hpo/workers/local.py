@@ -41,7 +41,8 @@ def gpus() -> list[str]:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name not in {"", "-1"}]
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -51,7 +52,10 @@ def gpus() -> list[str]:
         text=True,
         check=False,
     )
-    return asked.stdout.split() if asked.returncode == 0 else []
+    if asked.returncode != 0:
+        return []
+    # Without a device it may say so in words, and call that a success.
+    return [line for line in asked.stdout.split("\n") if line.strip().isdecimal()]
 
 
 class LocalWorkers:

@@ -18,7 +18,7 @@ from qa_hpo.finetune.run import Inputs
 from qa_hpo.paths import CachePaths
 from qa_hpo.search.budget import BudgetStep, NextStep
 from qa_hpo.search.objective import Objective
-from qa_hpo.search.storage import HEARTBEAT_S, open_storage
+from qa_hpo.search.storage import GRACE_S, HEARTBEAT_S, open_storage
 from qa_hpo.search.study import (
     Asked,
     JoinedStudy,
@@ -48,6 +48,8 @@ def work(
     label: str | None = None,
     cpu_threads: int | None = None,
     debug: bool = False,
+    heartbeat_s: int = HEARTBEAT_S,
+    grace_s: int = GRACE_S,
 ) -> NextStep:
     """Work on a study until its budget is spent.
 
@@ -60,6 +62,8 @@ def work(
         label: What this worker is called in the storage; host and process number if left out.
         cpu_threads: Threads to compute with on a CPU, where the study file does not say.
         debug: Let an unforeseen error of a trial end the worker.
+        heartbeat_s: Seconds between this worker's signs of life.
+        grace_s: Seconds without one after which it takes a trial from another worker.
 
     Returns:
         Why the work is over.
@@ -68,7 +72,7 @@ def work(
         StorageError: The study cannot be opened, or this host must not work on it.
         WorkError: So many trials failed that the study ended.
     """
-    storage = open_storage(url, create=False)
+    storage = open_storage(url, create=False, heartbeat_s=heartbeat_s, grace_s=grace_s)
     try:
         joined = load_study(study, storage)
         inputs = Inputs(CachePaths())
@@ -86,11 +90,17 @@ def work(
         objective = Objective(joined, inputs, runtime)
         with _ended_by_signals():
             ended = _loop(objective, label or f"{socket.gethostname()}-{os.getpid()}", debug)
+        if ended.failing:
+            raise WorkError(f"study {study!r} ends: {ended.cause}{_last_error(joined)}")
     finally:
         storage.close()
-    if ended.failing:
-        raise WorkError(f"study {study!r} ends: {ended.cause}")
     return ended
+
+
+def _last_error(joined: JoinedStudy) -> str:
+    trials = joined.optuna_study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    errors = [trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs]
+    return f", the last of them of: {errors[-1]}" if errors else ""
 
 
 def _loop(objective: Objective, label: str, debug: bool) -> NextStep:
@@ -119,8 +129,11 @@ def _run(objective: Objective, asked: Asked, debug: bool) -> None:
         hand_back(joined, trial)
         raise
     except Exception as error:  # a trial's failure is recorded, whatever it is; the study goes on
-        cause = str(error) if isinstance(error, QaHpoError) else f"{type(error).__name__}: {error}"
-        _logger.exception("trial %d failed: %s", trial.number, cause)
+        unforeseen = not isinstance(error, QaHpoError)
+        cause = " ".join(str(error).split())
+        if unforeseen:
+            cause = f"{type(error).__name__}: {cause}"
+        _logger.error("trial %d failed: %s", trial.number, cause, exc_info=unforeseen or debug)
         with contextlib.suppress(LostTrialError):
             finish(joined, trial, state=TrialState.FAIL, attrs={ERROR: cause})
         if debug:
@@ -131,11 +144,13 @@ def _run(objective: Objective, asked: Asked, debug: bool) -> None:
 def _heartbeat(joined: JoinedStudy, asked: Asked) -> Iterator[None]:
     """Show that this worker lives, from a thread that a failed attempt does not end."""
     over = threading.Event()
+    rdb = joined.storage.rdb
+    interval = rdb.get_heartbeat_interval()
 
     def beat() -> None:
-        while not over.wait(HEARTBEAT_S):
+        while not over.wait(interval):
             try:
-                joined.storage.rdb.record_heartbeat(trial_id(asked.trial))
+                rdb.record_heartbeat(trial_id(asked.trial))
             except Exception as error:  # noqa: BLE001  (the next beat may get through)
                 _logger.warning("a heartbeat was missed: %s", error)
 
