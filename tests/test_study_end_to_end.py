@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import run_cli
 
+from cli_helpers import run_cli
 from qa_hpo.finetune.predictor import QuestionAnswerer
 from qa_hpo.squad.corpus import load_corpus
 

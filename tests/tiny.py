@@ -14,34 +14,11 @@ NAMES = ["adela", "bruno", "clara", "doran", "elise", "fabian", "greta", "hugo",
 YEARS = [str(year) for year in range(1700, 1720)]
 PLACES = ["tower", "harbour", "bridge", "mill", "church", "castle"]
 FILLERS = [
-    "it",
-    "is",
-    "old",
-    "and",
-    "tall",
-    ",",
-    "people",
-    "like",
-    "to",
-    "see",
-    "the",
-    "stones",
-    "in",
-    "summer",
-    "when",
-    "ships",
-    "come",
-    ".",
+    *("it", "is", "old", "and", "tall", ",", "people", "like", "to", "see", "the", "stones"),
+    *("in", "summer", "when", "ships", "come", "."),
 ]
-WORDS = sorted(
-    {
-        *NAMES,
-        *YEARS,
-        *PLACES,
-        *FILLERS,
-        *["was", "built", "by", "dug", "who", "which", "colour", "has", "year", "?"],
-    }
-)
+OTHERS = ["was", "built", "by", "dug", "who", "which", "colour", "has", "year", "?"]
+WORDS = sorted({*NAMES, *YEARS, *PLACES, *FILLERS, *OTHERS})
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -86,7 +63,7 @@ def bert_config(**options: Any) -> BertConfig:
 
 
 def write_base(folder: Path, **options: Any) -> Path:
-    """Write a checkpoint with random weights, the same each time, and no question-answering head."""
+    """Write a checkpoint with random weights, the same each time, without a QA head."""
     import torch
 
     with torch.random.fork_rng():

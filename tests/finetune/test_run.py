@@ -55,12 +55,9 @@ def test_records_are_complete_and_the_loss_falls(whole: FineTuned) -> None:
     assert train == sorted(train, reverse=True)
     assert train[-1] < train[0] / 2
     assert validation[-1] < validation[0] - 0.2
-    assert (
-        whole.records[-1].metrics["f1"]
-        > 40
-        > 30
-        == whole.records[-1].metrics["NoAns_total"] * (100 / 60)
-    )
+    last = whole.records[-1].metrics
+    assert 100 * last["NoAns_total"] / 60 == 30.0  # what always saying nothing would give
+    assert last["f1"] > 40
     assert whole.stop_reason is None
 
 

@@ -133,7 +133,8 @@ def _run(objective: Objective, asked: Asked, debug: bool) -> None:
         cause = " ".join(str(error).split())
         if unforeseen:
             cause = f"{type(error).__name__}: {cause}"
-        _logger.error("trial %d failed: %s", trial.number, cause, exc_info=unforeseen or debug)
+        tell = _logger.exception if unforeseen or debug else _logger.error
+        tell("trial %d failed: %s", trial.number, cause)
         with contextlib.suppress(LostTrialError):
             finish(joined, trial, state=TrialState.FAIL, attrs={ERROR: cause})
         if debug:
