@@ -193,6 +193,7 @@ class _Teller:
         self.told_epochs: set[tuple[int, int]] = set()
 
     def tell(self, *, live: bool) -> Snapshot:
+        """Print what is new, with each epoch unless a live table shows them."""
         for trial in self.joined.optuna_study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.told:
                 self.told.add(trial.number)
