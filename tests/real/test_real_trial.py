@@ -27,9 +27,9 @@ from qa_hpo.squad.windows import Windows
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("real")]
 
 MAX_LENGTH, STRIDE, SEED = 192, 64, 1
-TRAIN, VALIDATION = 208, 100
+TRAIN, VALIDATION = 400, 140
 # Short contexts are cheap; some longer ones have several windows.
-SHORT, LONG, LONGER_ONES = 70, 260, 6
+SHORT, LONG, LONGER_ONES = 70, 260, 4
 
 
 def minilm() -> Path:
