@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,26 +42,38 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Run the study as a user does, in a folder whose name is not plain."""
     folder = tmp_path_factory.mktemp("a study's folder")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert run_cli("demo", "demo").code == 0
-        command = ["run", "demo/study.toml", "--workers", "2", "--trials", str(TRIALS)]
+    printed = ""
+    for command in (
+        ["demo", "demo"],
+        ["run", "demo/study.toml", "--workers", "2", "--trials", str(TRIALS)],
+    ):
         ended = subprocess.run(
-            [sys.executable, "-m", "qa_hpo", *command], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "qa_hpo", *command],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert ended.stderr == ""
-        yield Finished(folder, ended.stdout)
-    finally:
-        os.chdir(before)
+        printed = ended.stdout
+    return Finished(folder, printed)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def finished(study: Finished, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """The folder of the study that has run, as the current folder."""
+    monkeypatch.chdir(study.folder)
+    monkeypatch.delenv("QA_HPO_STORAGE", raising=False)
+    return study
+
+
+@pytest.fixture
 def exported(finished: Finished) -> Path:
+    """The winner's export; what is there already is not written again."""
     ended = run_cli("export", finished.study, "winner")
     assert ended.code == 0, ended.err
     return finished.folder / "winner"
@@ -212,3 +223,24 @@ def test_export_takes_any_kept_trial_and_names_the_others(
     before = (exported / "metrics.json").stat().st_mtime_ns
     assert run_cli("export", finished.study, exported).code == 0
     assert (exported / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_is_told_to_end_hands_its_trials_back_and_leaves_no_worker(
+    finished: Finished,
+) -> None:
+    environment = {**os.environ, "QA_HPO_STORAGE": "sqlite:///ended.db"}
+    command = [sys.executable, "-m", "qa_hpo", "run", str(finished.study), "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1 of" in line:
+            break
+    process.terminate()
+    printed = process.stdout.read()
+    assert process.wait(60) == 130
+    assert "Interrupted: the running trials are handed back." in printed
+    status = run_cli("status", "demo", "--storage", "sqlite:///ended.db", "--json").json()
+    assert status["trials"]["RUNNING"] == 0
+    assert status["trials"]["WAITING"] >= 2

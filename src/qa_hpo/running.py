@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,15 +90,31 @@ def run_workers(joined: JoinedStudy, count: int) -> bool:
         return True
     name = joined.file.study.name
     paths = StudyPaths(joined.file.artifacts.path, name)
-    workers = LocalWorkers(name, joined.storage.url, paths, count)
-    try:
-        watch(joined, workers)
-    except KeyboardInterrupt:
-        print_line("Interrupted: the running trials are handed back. The same command goes on.")
-        raise
-    finally:
-        workers.stop()
+    with _told_to_end_by_signals():
+        workers = LocalWorkers(name, joined.storage.url, paths, count)
+        try:
+            watch(joined, workers)
+        except KeyboardInterrupt:
+            print_line("Interrupted: the running trials are handed back. The same command goes on.")
+            raise
+        finally:
+            workers.stop()
     return _spent(joined)
+
+
+@contextlib.contextmanager
+def _told_to_end_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, with its workers."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _spent(joined: JoinedStudy) -> bool:

@@ -22,7 +22,7 @@ __all__ = [
     "Training",
 ]
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w][\w .+-]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=150, pattern=r"^[\w][\w .+-]*$")]
 
 
 class Study(Section):

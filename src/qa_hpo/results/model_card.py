@@ -118,8 +118,12 @@ def _epochs(records: Sequence[EpochRecord], best: EpochRecord) -> str:
         metrics = record.metrics
         mark = " (exported)" if record.epoch == best.epoch else ""
         rows.append(
-            f"| {record.epoch}{mark} | {record.train_loss:.3f} | {record.val_loss:.3f} "
+            f"| {record.epoch}{mark} | {_loss(record.train_loss)} | {_loss(record.val_loss)} "
             f"| {metrics['f1']:.2f} | {metrics['best_f1']:.2f} | {metrics['best_f1_thresh']:g} |"
         )
     head = "| epoch | training loss | validation loss | F1 at 0 | best F1 | threshold |"
     return "\n".join(["## Epochs\n", head, "|---|---|---|---|---|---|", *rows, ""])
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"

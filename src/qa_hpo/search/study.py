@@ -5,20 +5,23 @@ versions of the packages are attributes of the study.
 """
 
 import copy
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from qa_hpo.config import Budget, StudyFile, parse_study
 from qa_hpo.errors import StorageError, StudyFileError
 from qa_hpo.parameters import Parameters
+from qa_hpo.paths import StudyPaths
 from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, versions
 from qa_hpo.search.budget import BudgetStep, NextStep, next_step, spent
 from qa_hpo.search.joined import JoinedStudy
@@ -51,6 +54,8 @@ __all__ = [
     "run_seed",
     "set_budget",
 ]
+
+_logger = logging.getLogger(__name__)
 
 STUDY_FILE = "study_file"
 """Study attribute: the study file as JSON, without its storage. Written last of all: a study
@@ -121,6 +126,7 @@ def create_study(
         existing = _attributes(name, storage)
         created = existing is None or STUDY_FILE not in existing
         if created:
+            _set_aside_artifacts(file)
             _create(file, storage, baselines, fingerprints)
             file = _stored_file(name, storage)
         else:
@@ -222,15 +228,24 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
 def hand_back(joined: JoinedStudy, trial: optuna.Trial) -> None:
     """Fail a trial whose worker was told to end, and queue it again for another one.
 
-    Unlike a dead worker's trial, it may be handed back as often as it takes: being told to end is
-    no sign that the trial ends its workers.
+    Unlike a dead worker's trial, it may be handed back as often as it takes, and keeps all its
+    retries: being told to end is no sign that the trial ends its workers.
     """
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
     with joined.storage.lock(joined.file.study.name):
         frozen = joined.storage.rdb.get_trial(trial_id(trial))
         if frozen.state is TrialState.RUNNING:
-            _requeue(joined, frozen, retry)
+            joined.storage.rdb.set_trial_state_values(trial_id(trial), TrialState.FAIL)
+            joined.optuna_study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.WAITING,
+                    params=frozen.params,
+                    distributions=frozen.distributions,
+                    user_attrs=frozen.user_attrs,
+                    # As Optuna's own retries, but for the history, whose length is limited.
+                    system_attrs={"failed_trial": frozen.number, **frozen.system_attrs},
+                    intermediate_values=frozen.intermediate_values,
+                )
+            )
 
 
 def _hand_out(joined: JoinedStudy, epochs_left: int | None, worker: str | None) -> Asked:
@@ -261,17 +276,10 @@ def _fail_dead_trials(joined: JoinedStudy) -> None:
         # Trials are handed out under the lock, which we hold: this one's worker died in the
         # middle of it, perhaps before the first heartbeat, so nobody would find it stale.
         if trial.system_attrs.get(_HANDED_OUT) != trial.number:
-            _requeue(joined, trial, joined.storage.rdb.get_heartbeat_stale_trial_callback())
-
-
-def _requeue(
-    joined: JoinedStudy,
-    trial: FrozenTrial,
-    retry: Callable[[optuna.Study, FrozenTrial], None] | None,
-) -> None:
-    joined.storage.rdb.set_trial_state_values(trial_id(trial), TrialState.FAIL)
-    if retry is not None:
-        retry(joined.optuna_study, copy.deepcopy(trial))  # it appends to the trial's history
+            joined.storage.rdb.set_trial_state_values(trial_id(trial), TrialState.FAIL)
+            retry = joined.storage.rdb.get_heartbeat_stale_trial_callback()
+            if retry is not None:
+                retry(study, copy.deepcopy(trial))  # it appends to the trial's history
 
 
 def _create(
@@ -301,6 +309,15 @@ def _create(
         label = str(file.baseline[index].get("name", f"baseline {index}"))
         study.enqueue_trial(baselines[index], user_attrs={BASELINE: label})
     study.set_user_attr(STUDY_FILE, as_json(file))
+
+
+def _set_aside_artifacts(file: StudyFile) -> None:
+    """Move away what an earlier study of this name left, whose trials had the same numbers."""
+    folder = StudyPaths(file.artifacts.path, file.study.name).folder
+    if any(folder.glob("trial-*")):
+        aside = folder.with_name(f"{folder.name}.until-{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(aside)
+        _logger.warning("%s was left by an earlier study; it is now %s", folder, aside)
 
 
 def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:

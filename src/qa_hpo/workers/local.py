@@ -73,9 +73,13 @@ class LocalWorkers:
         devices = gpus()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = max(1, (cores or 1) // count)
-        for index in range(1, count + 1):
-            device = devices[(index - 1) % len(devices)] if devices else None
-            self.workers.append(_start(study, url, paths, index, device, threads))
+        try:
+            for index in range(1, count + 1):
+                device = devices[(index - 1) % len(devices)] if devices else None
+                self.workers.append(_start(study, url, paths, index, device, threads))
+        except BaseException:
+            self.stop()
+            raise
 
     def alive(self) -> list[Worker]:
         """Return the workers that still work."""
