@@ -25,7 +25,7 @@ study: $(VENV)/.runtime
 ## test: lint, types, import directions and every test
 test: $(VENV)/.dev lint
 	@$(BIN)/python scripts/real_data_note.py
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 ## lint: ruff, mypy and import-linter
 lint: $(VENV)/.dev

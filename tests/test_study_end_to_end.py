@@ -16,7 +16,7 @@ from cli_helpers import run_cli
 from qa_hpo.finetune.predictor import QuestionAnswerer
 from qa_hpo.squad.corpus import load_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRIALS = 6
 ROW = [
@@ -230,16 +230,16 @@ def test_a_run_that_is_told_to_end_hands_its_trials_back_and_leaves_no_worker(
 ) -> None:
     environment = {**os.environ, "QA_HPO_STORAGE": "sqlite:///ended.db"}
     command = [sys.executable, "-m", "qa_hpo", "run", str(finished.study), "--workers", "2"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "epoch 1 of" in line:
-            break
-    process.terminate()
-    printed = process.stdout.read()
-    assert process.wait(60) == 130
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "epoch 1 of" in line:
+                break
+        process.terminate()
+        printed = process.stdout.read()
+        assert process.wait(60) == 130
     assert "Interrupted: the running trials are handed back." in printed
     status = run_cli("status", "demo", "--storage", "sqlite:///ended.db", "--json").json()
     assert status["trials"]["RUNNING"] == 0

@@ -24,7 +24,7 @@ from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.scoring import corpus_metrics, score_predictions
 from qa_hpo.squad.windows import Windows
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 MAX_LENGTH, STRIDE, SEED = 192, 64, 1
 TRAIN, VALIDATION = 400, 140
