@@ -105,6 +105,9 @@ def _global(
     if debug:
         # By way of the environment, which the workers that a command starts inherit.
         os.environ[_DEBUG] = "1"
+    else:
+        # The hub's client tells of every attempt; our one line says what came of them.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",

@@ -108,6 +108,12 @@ def test_the_card_without_articles_to_cross_fit_on(tmp_path: Path) -> None:
     assert "better guess" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="out: cannot be written: "):
+        write_export(exported(tmp_path), tmp_path / "file" / "out")
+
+
 def test_again_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_export(exported(tmp_path), out)

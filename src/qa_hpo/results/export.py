@@ -59,6 +59,10 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
         raise InputError(
             f"{out}: exists and holds something else; choose another folder, or --force"
         )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from None
     with new_folder(out, replace=True) as folder:
         shutil.copytree(export.checkpoint, folder, dirs_exist_ok=True)
         write_text(folder / CONFIG_NAME, _configuration(export))
