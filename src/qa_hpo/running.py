@@ -16,13 +16,13 @@ from qa_hpo.config import (
     storage_url,
 )
 from qa_hpo.errors import InputError, WorkError
-from qa_hpo.paths import CachePaths, StudyPaths
+from qa_hpo.paths import CONFIG_NAME, CachePaths, StudyPaths
 from qa_hpo.printing import print_epoch, print_line, print_preflight, watch
 from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import JoinedStudy, create_study, load_study
+from qa_hpo.search.study import FORGIVEN, JoinedStudy, create_study, load_study
 from qa_hpo.workers.local import LocalWorkers, gpus
 
 __all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once", "worker_count"]
@@ -118,7 +118,8 @@ def _told_to_end_by_signals() -> Iterator[None]:
 
 
 def _spent(joined: JoinedStudy) -> bool:
-    step = next_step(joined.optuna_study, joined.file.budget)
+    forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
+    step = next_step(joined.optuna_study, joined.file.budget, forgiven=forgiven)
     return step.step is BudgetStep.SPENT and not step.failing
 
 
@@ -132,8 +133,8 @@ def train_once(path: Path, out: Path, *, force: bool) -> None:
         WorkError: The training diverged before an epoch could be measured.
     """
     config = load_run_config(path)
-    if out.exists() and not force:
-        raise InputError(f"{out}: exists; choose another folder, or --force")
+    if out.exists() and not (force and (out / CONFIG_NAME).is_file()):
+        raise InputError(f"{out}: exists; choose another folder, or --force to replace an export")
     from qa_hpo.finetune.run import fine_tune  # noqa: PLC0415
     from qa_hpo.results.export import Exported, write_export  # noqa: PLC0415
 

@@ -44,21 +44,21 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
     Args:
         export: What to write.
         out: The folder.
-        force: Replace a folder that holds something else.
+        force: Replace a folder that holds another export; nothing else is ever replaced.
 
     Returns:
         False if ``out`` holds this very export already, and nothing was written.
 
     Raises:
-        InputError: ``out`` exists, holds something else, and ``force`` is False.
+        InputError: ``out`` exists and is not an export, or is another one and ``force`` is False.
     """
     metrics = _metrics(export)
-    if _holds(out, metrics) and not force:
+    if _holds(out, metrics, export.checkpoint) and not force:
         return False
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: exists and holds something else; choose another folder, or --force"
-        )
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not (force and _is_export(out)):
+        remedy = "choose another folder" + (", or --force" if _is_export(out) else "")
+        raise InputError(f"{out}: exists and holds something else; {remedy}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,9 +74,16 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
     return True
 
 
-def _holds(out: Path, metrics: dict[str, Any]) -> bool:
+def _is_export(out: Path) -> bool:
+    return all((out / name).is_file() for name in (CONFIG_NAME, METRICS_NAME))
+
+
+def _holds(out: Path, metrics: dict[str, Any], checkpoint: Path) -> bool:
     try:
-        return bool(read_json(out / METRICS_NAME) == json.loads(json.dumps(metrics)))
+        whole = all(
+            (out / file.name).stat().st_size == file.stat().st_size for file in checkpoint.iterdir()
+        )
+        return whole and bool(read_json(out / METRICS_NAME) == json.loads(json.dumps(metrics)))
     except (OSError, ValueError):
         return False
 

@@ -41,6 +41,7 @@ from qa_hpo.validation import nearest
 
 __all__ = [
     "DATA",
+    "FORGIVEN",
     "METRIC",
     "STUDY_FILE",
     "VERSIONS",
