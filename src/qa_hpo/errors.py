@@ -6,21 +6,31 @@
     │   ├── CorpusError         question-answering data
     │   ├── WindowError         data, tokenizer and lengths do not go together
     │   ├── CheckpointError     a model folder or hub id
+    │   ├── ArtifactError       where checkpoints are kept
     │   └── StorageError        a study's database, or what it holds
+    │       └── UnreachableError  it does not answer, and may later
     └── WorkError             the work itself failed                 exit code 1
-        └── DivergedError       a loss that is not a finite number
+        ├── DivergedError       a loss that is not a finite number
+        ├── OutOfMemoryError    not even one window at a time fits
+        ├── DiskFullError       no space left for a checkpoint
+        └── OutageError         a database that has not answered for too long
 
 The message is what the user reads: what is wrong, where, and what would be valid.
 """
 
 __all__ = [
+    "ArtifactError",
     "CheckpointError",
     "CorpusError",
+    "DiskFullError",
     "DivergedError",
     "InputError",
+    "OutOfMemoryError",
+    "OutageError",
     "QaHpoError",
     "StorageError",
     "StudyFileError",
+    "UnreachableError",
     "WindowError",
     "WorkError",
 ]
@@ -58,9 +68,29 @@ class StorageError(InputError):
     """A study storage that cannot be opened, or that holds something else."""
 
 
+class UnreachableError(StorageError):
+    """A database server that does not answer, or has no connection left, and may have later."""
+
+
+class ArtifactError(InputError):
+    """A folder or bucket for checkpoints that cannot be used, or lacks what it must hold."""
+
+
 class WorkError(QaHpoError):
     """The input was fine and the work failed."""
 
 
 class DivergedError(WorkError):
     """A training or validation loss is not a finite number."""
+
+
+class OutageError(WorkError):
+    """A database has not answered for longer than a worker waits."""
+
+
+class OutOfMemoryError(WorkError):
+    """Not even one window at a time fits into the memory."""
+
+
+class DiskFullError(WorkError):
+    """No space is left where a checkpoint was to be written."""

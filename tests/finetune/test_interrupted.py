@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wholeness import check_whole
 
 from processes import finished, start, train
 from qa_hpo.finetune.inputs import Inputs
@@ -19,11 +20,6 @@ pytestmark = pytest.mark.slow
 KILLED = -9
 EPOCHS = 5
 SECTIONS: dict[str, Any] = {"parameters": {"epochs": EPOCHS}}
-STATE = {
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-    *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"),
-    "epochs.json",
-}
 
 
 def measured(flat: dict[str, Any]) -> dict[str, Any]:
@@ -36,21 +32,6 @@ def expected(tiny: Path, inputs: Inputs, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("whole") / "run"
     tuned = fine_tune(run_config(tiny, **SECTIONS), folder, inputs=inputs)
     return [measured(record.as_dict()) for record in tuned.records]
-
-
-def check_whole(paths: RunPaths) -> None:
-    """What is there under a name that is picked up must be whole."""
-    states = paths.resume_states()
-    for state in states:
-        assert {path.name for path in state.iterdir()} == STATE
-        assert len(json.loads((state / "epochs.json").read_text())) == int(state.name[-4:])
-    for checkpoint in paths.checkpoints():
-        assert (checkpoint / "model.safetensors").is_file()
-        assert (checkpoint / "tokenizer.json").is_file()
-    if states:
-        records = json.loads((states[-1] / "epochs.json").read_text())
-        best = max(records, key=lambda record: (record["best_f1"], -record["epoch"]))
-        assert paths.checkpoint(best["epoch"]) in paths.checkpoints()
 
 
 def goes_on(tiny: Path, inputs: Inputs, run: Path, expected: list[Any], *, least_kept: int) -> None:
@@ -83,8 +64,8 @@ DEATHS = {
     "before its weights": ("transformers", "PreTrainedModel", "save_pretrained", 3, False),
     "after its weights": ("transformers", "PreTrainedModel", "save_pretrained", 3, True),
     "in the resume state": ("transformers", "PreTrainedModel", "save_pretrained", 4, True),
-    "before its records": ("qa_hpo.finetune.trainer", "", "write_json", 2, False),
-    "after its records": ("qa_hpo.finetune.trainer", "", "write_json", 2, True),
+    "before its records": ("qa_hpo.finetune.trainer", "", "write_json", 4, False),
+    "after its records": ("qa_hpo.finetune.trainer", "", "write_json", 4, True),
     "before the old state is removed": ("qa_hpo.paths", "RunPaths", "checkpoints", 2, False),
 }
 

@@ -1,18 +1,23 @@
 """One forward pass over windows: the loss, and per question the best span and the null margin."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from qa_hpo.errors import DivergedError
-from qa_hpo.finetune.batching import WindowCollator, longest_first
+from qa_hpo.finetune.batching import PaddedBatch, WindowCollator, longest_first
+from qa_hpo.finetune.interruption import Check
+from qa_hpo.finetune.memory import PassSize
 from qa_hpo.squad.spans import Predictions, SpanAccumulator
 
-__all__ = ["Forward", "forward_pass", "span_loss"]
+__all__ = ["Forward", "evaluation_passes", "forward_pass", "span_loss"]
 
 
 @dataclass(frozen=True)
@@ -60,54 +65,119 @@ def forward_pass(
     *,
     n_best: int,
     max_answer_length: int,
-    batch_size: int,
+    batch_size: int | PassSize,
     autocast: torch.dtype | None = None,
+    check: Check | None = None,
 ) -> Forward:
     """Run ``model`` once over all windows of ``collator``, longest first.
 
-    Logits are reduced to spans batch by batch; nothing of the size of the whole set is held.
+    Logits are reduced to spans batch by batch; nothing of the size of the whole set is held. A
+    batch that does not fit into the memory goes through in smaller ones, as do those after it;
+    the results are the same.
 
     Args:
         model: A model with a question-answering head; put in evaluation mode here.
         collator: The windows and how they are padded.
         n_best: Starts and ends that a window may contribute.
         max_answer_length: Longest answer, in tokens.
-        batch_size: Windows per batch.
+        batch_size: Windows per batch. Give a :class:`~qa_hpo.finetune.memory.PassSize` where a
+            later call is to begin with what has fitted.
         autocast: Lower precision of the pass, or None.
+        check: Called before every batch; what it raises ends the pass.
 
     Raises:
         DivergedError: A logit is not a finite number.
+        OutOfMemoryError: One window at a time does not fit.
     """
     windows = collator.windows
     spans = SpanAccumulator(windows.questions, n_best=n_best, max_answer_length=max_answer_length)
+    if isinstance(batch_size, int):
+        batch_size = evaluation_passes(model, batch_size)
     model.train(False)
     total = 0.0
     lower = (
         torch.autocast(model.device.type, dtype=autocast) if autocast else contextlib.nullcontext()
     )
     with torch.inference_mode(), lower:
-        for indices in longest_first(windows.lengths, batch_size):
-            batch = collator.layout(indices)
-            inputs = _on(model.device, collator.inputs(batch))
-            labels = _on(model.device, collator.labels(indices, batch))
-            outputs = model(**inputs)
-            start, end = outputs.start_logits.float(), outputs.end_logits.float()
-            losses = span_loss(start, end, inputs["attention_mask"], **labels)
-            total += losses.double().sum().item()
+        for done in _batches(model, collator, batch_size, check):
+            total += done.loss
+            batch, indices = done.batch, done.indices
             inside = batch.mask
             try:
                 spans.update(
                     window_index=indices,
                     question_index=windows.question_index[indices],
                     cls_index=windows.cls_index[indices] + batch.shift,
-                    start_logits=start.cpu().numpy(),
-                    end_logits=end.cpu().numpy(),
+                    start_logits=done.start_logits,
+                    end_logits=done.end_logits,
                     char_start=np.where(inside, windows.char_start[batch.source], -1),
                     char_end=np.where(inside, windows.char_end[batch.source], -1),
                 )
             except ValueError as error:
                 raise DivergedError(f"the model's logits cannot be used: {error}") from None
     return Forward(total / len(windows), spans.finish())
+
+
+def evaluation_passes(model: PreTrainedModel, size: int) -> PassSize:
+    """Return how many windows go through ``model`` at once in evaluation: ``size``, if they fit."""
+    return PassSize(
+        size,
+        checkpoint=getattr(model, "name_or_path", "") or "the model",
+        unchanged="the evaluation's results stay the same",
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that went through the model.
+
+    Attributes:
+        indices: Its windows, (batch,).
+        batch: How they were padded.
+        loss: Sum of the windows' losses, in nats.
+        start_logits: (batch, tokens), float32.
+        end_logits: (batch, tokens), float32.
+    """
+
+    indices: NDArray[np.int64]
+    batch: PaddedBatch
+    loss: float
+    start_logits: NDArray[np.float32]
+    end_logits: NDArray[np.float32]
+
+
+def _batches(
+    model: PreTrainedModel, collator: WindowCollator, passes: PassSize, check: Check | None
+) -> Iterator[_Batch]:
+    for indices in longest_first(collator.windows.lengths, passes.size):
+        first = 0
+        while first < len(indices):
+            if check is not None:
+                check()
+            left = indices[first:]
+            done = passes.fit(len(left), partial(_through, model, collator, left))
+            yield done
+            first += len(done.indices)
+
+
+def _through(
+    model: PreTrainedModel, collator: WindowCollator, windows: NDArray[np.int64], size: int
+) -> _Batch:
+    """Run the first ``size`` of ``windows`` through the model."""
+    indices = windows[:size]
+    batch = collator.layout(indices)
+    inputs = _on(model.device, collator.inputs(batch))
+    labels = _on(model.device, collator.labels(indices, batch))
+    outputs = model(**inputs)
+    start, end = outputs.start_logits.float(), outputs.end_logits.float()
+    losses = span_loss(start, end, inputs["attention_mask"], **labels)
+    return _Batch(
+        indices,
+        batch,
+        losses.double().sum().item(),
+        start.cpu().numpy(),
+        end.cpu().numpy(),
+    )
 
 
 def _on(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -29,10 +29,17 @@ class ValidationSet:
 
 
 class Inputs:
-    """Loads what runs need, and keeps it for the next run of this process."""
+    """Loads what runs need, and keeps it for the next run of this process.
+
+    Attributes:
+        cache: Where windows and built starts are kept.
+        device_batches: For each checkpoint with which a training step ran out of memory, the most
+            windows per pass that are known to fit; the next run from it begins with as many.
+    """
 
     def __init__(self, cache: CachePaths) -> None:
         self.cache = cache
+        self.device_batches: dict[str, int] = {}
         self._corpora: dict[tuple[str, str, int | None], Corpus] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerFast] = {}
         self._windows: dict[tuple[str, str, int, int], Windows] = {}

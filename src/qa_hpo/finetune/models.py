@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qa_hpo.errors import CheckpointError
+from qa_hpo.errors import CheckpointError, OutOfMemoryError
+from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.squad.windows import check_tokenizer
 
 __all__ = [
@@ -97,6 +98,7 @@ def load_model(
 
     Raises:
         CheckpointError: It cannot be loaded as such a model.
+        OutOfMemoryError: No memory is left for it.
     """
     check_place(checkpoint)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
@@ -104,7 +106,7 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
-        with warnings.catch_warnings():
+        with telling_of_memory(checkpoint, "the model"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, loading = AutoModelForQuestionAnswering.from_pretrained(
                 checkpoint,
@@ -115,7 +117,7 @@ def load_model(
                 dtype=torch.float32,
                 **options,
             )
-    except CheckpointError:
+    except (CheckpointError, OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
         raise CheckpointError(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from qa_hpo.config import Evaluation, Runtime, load_run_config
 from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
+from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
 from qa_hpo.finetune.training import best_device, collator, lower_precision, use_threads
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
@@ -77,6 +78,7 @@ class QuestionAnswerer:
 
         Raises:
             CheckpointError: It cannot be loaded, or it has no trained question-answering head.
+            OutOfMemoryError: No memory is left for it.
         """
         quiet()
         tokenizer = load_tokenizer(checkpoint)
@@ -93,7 +95,8 @@ class QuestionAnswerer:
             limit = position_limit(model.config) or tokenizer.model_max_length
             max_length = min(384, tokenizer.model_max_length, limit)
             evaluation = Evaluation(doc_stride=min(128, max_length // 3))
-        torch.nn.Module.to(model, device or best_device())
+        with telling_of_memory(checkpoint, "the model"):
+            torch.nn.Module.to(model, device or best_device())
         use_threads(runtime.cpu_threads)
         return cls(
             model,

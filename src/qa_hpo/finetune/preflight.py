@@ -9,11 +9,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, WindowError
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.models import check_place, position_limit, quiet
+from qa_hpo.finetune.models import (
+    check_place,
+    checkpoint_fingerprint,
+    position_limit,
+    quiet,
+)
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
-__all__ = ["Preflight", "preflight", "prepare"]
+__all__ = ["Preflight", "fingerprints", "preflight", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,39 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
     return Preflight(train, validation, described)
 
 
-def _describe(checkpoint: str, place: str, max_length: int) -> str:
+def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
+    """Return a hash of each corpus and start that a study uses, by its key in the study file.
+
+    Hosts with equal ones may work on the same study. A start that is a recipe follows from its
+    own source and corpus; a hub id stands for itself.
+
+    Raises:
+        InputError: A corpus or a start is not there, or cannot be used.
+    """
+    data = file.data
+    found = {
+        "data.train": inputs.train_corpus(data.train, data.train_limit).fingerprint,
+        "data.validation": inputs.validation_corpus(data).fingerprint,
+    }
+    for name, start in file.starts.items():
+        if isinstance(start, Recipe):
+            corpus = inputs.train_corpus(start.train, start.train_limit)
+            found[f"starts.{name}.train"] = corpus.fingerprint
+        else:
+            _check_place(start, f"starts.{name}")
+            found[f"starts.{name}"] = checkpoint_fingerprint(start)[:16]
+    return found
+
+
+def _check_place(checkpoint: str, place: str) -> None:
     try:
         check_place(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from None
+
+
+def _describe(checkpoint: str, place: str, max_length: int) -> str:
+    _check_place(checkpoint, place)
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)

@@ -63,9 +63,12 @@ class FineTuned:
         best: The best of them; None if no epoch could be measured.
         checkpoint: Folder with the best epoch's weights and tokenizer; None if ``best`` is.
         stop_reason: Why it ended before its last epoch, or None.
+        device_batch: Windows that went through the model at once at the end of the training: the
+            batch size, or less where a whole batch did not fit into the memory.
     """
 
     records: tuple[EpochRecord, ...]
     best: EpochRecord | None
     checkpoint: Path | None
     stop_reason: str | None
+    device_batch: int

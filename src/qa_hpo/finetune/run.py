@@ -5,7 +5,9 @@ from pathlib import Path
 
 from qa_hpo.config import RunConfig
 from qa_hpo.errors import StudyFileError
+from qa_hpo.finetune.disk import telling_of_a_full_disk
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.records import EpochRecord, FineTuned
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.finetune.training import Training, train
@@ -21,6 +23,7 @@ def fine_tune(
     inputs: Inputs | None = None,
     on_epoch: Callable[[EpochRecord], str | None] | None = None,
     on_build: Callable[[str], None] | None = None,
+    check: Check | None = None,
 ) -> FineTuned:
     """Fine-tune one configuration, measuring every epoch.
 
@@ -34,6 +37,10 @@ def fine_tune(
         inputs: Data and tokenizers that are loaded already.
         on_epoch: Told of every epoch; a reason that it returns ends the run.
         on_build: Told the name of a start that has to be built first.
+        check: Called before every training step and every evaluation batch, and while another
+            process is waited for that builds the start; never while files are written. What it
+            raises ends the run and comes out unchanged; called again with the same ``folder``,
+            the run goes on after its last finished epoch.
 
     Returns:
         The epoch records and the best epoch's checkpoint, which lies in ``folder``.
@@ -41,11 +48,13 @@ def fine_tune(
     Raises:
         InputError: Data, starts and lengths do not go together.
         StudyFileError: ``folder`` holds the beginning of another configuration's run.
+        DiskFullError: No space is left in ``folder``; what was whole in it still is.
+        OutOfMemoryError: The model, or one window at a time, does not fit into the memory.
         WorkError: A start could not be built.
     """
     inputs = inputs or Inputs(CachePaths())
     starts = Starts(config, config.runtime, inputs)
-    checkpoint = starts.checkpoint(config.parameters.start, on_build)
+    checkpoint = starts.checkpoint(config.parameters.start, on_build, check)
     data = config.data
     train_corpus = inputs.train_corpus(data.train, data.train_limit)
     validation = inputs.validation(data, checkpoint, config.evaluation.doc_stride)
@@ -65,14 +74,16 @@ def fine_tune(
         runtime=config.runtime,
         evaluation=config.evaluation,
         stop_after_epochs=config.run.stop_after_epochs,
+        device_batches=inputs.device_batches,
     )
     # Only now: a mistake in the configuration leaves nothing behind.
     fingerprints = {
         "train": train_corpus.fingerprint,
         "validation": validation.corpus.fingerprint,
     }
-    _claim(config, folder, fingerprints)
-    return train(training, RunPaths(folder), on_epoch)
+    with telling_of_a_full_disk(folder):
+        _claim(config, folder, fingerprints)
+    return train(training, RunPaths(folder), on_epoch, check)
 
 
 def _claim(config: RunConfig, folder: Path, fingerprints: dict[str, str]) -> None:

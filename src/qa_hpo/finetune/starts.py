@@ -1,17 +1,19 @@
 """Names of starts to checkpoints; one that is a recipe is built once, by whoever comes first."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from qa_hpo.config import Recipe, RunConfig, Runtime, StudyFile
-from qa_hpo.errors import WorkError
+from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.models import checkpoint_fingerprint
 from qa_hpo.finetune.training import Training, train
 from qa_hpo.parameters import Parameters
@@ -23,6 +25,9 @@ _logger = logging.getLogger(__name__)
 
 # Part of a built start's key: raised when the same recipe would give other weights.
 _VERSION = 1
+
+_POLL_S = 0.5
+"""Seconds between two looks at whether the wait for another process is to go on."""
 
 
 class Starts:
@@ -39,7 +44,12 @@ class Starts:
         self.runtime = runtime
         self.inputs = inputs
 
-    def checkpoint(self, name: str, on_build: Callable[[str], None] | None = None) -> str:
+    def checkpoint(
+        self,
+        name: str,
+        on_build: Callable[[str], None] | None = None,
+        check: Check | None = None,
+    ) -> str:
         """Return a folder or hub id for start ``name``, after building it if need be.
 
         Several processes that want the same start wait for the one that builds it. A build that
@@ -48,22 +58,24 @@ class Starts:
         Args:
             name: One of the job's starts.
             on_build: Told the name of a start that is about to be built.
+            check: Called before every batch of a build, and again and again while another process
+                builds; what it raises ends the build or the wait, and comes out unchanged.
 
         Raises:
-            WorkError: The recipe's training diverged.
+            WorkError: The recipe's training diverged, or ran out of memory or disk space.
         """
         start = self.job.starts[name]
         if isinstance(start, str):
             return start
         final = self.inputs.cache.start(name, self._key(name))
         if not final.is_dir():
-            source = self.checkpoint(start.from_, on_build)
+            source = self.checkpoint(start.from_, on_build, check)
             final.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{final}.lock"):
+            with _locked(final, check):
                 if not final.is_dir():
                     if on_build is not None:
                         on_build(name)
-                    self._build(name, start, source, final)
+                    self._build(name, start, final, source, check)
         return str(final)
 
     def built(self, name: str) -> bool:
@@ -94,7 +106,9 @@ class Starts:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _build(self, name: str, recipe: Recipe, source: str, final: Path) -> None:
+    def _build(
+        self, name: str, recipe: Recipe, final: Path, source: str, check: Check | None
+    ) -> None:
         parameters = self._parameters(recipe)
         corpus = self.inputs.train_corpus(recipe.train, recipe.train_limit)
         windows = self.inputs.windows(
@@ -114,14 +128,34 @@ class Starts:
                 parameters=parameters,
                 seed=recipe.seed,
                 runtime=self.runtime,
+                device_batches=self.inputs.device_batches,
             ),
             paths,
+            check=check,
         )
         if tuned.checkpoint is None or tuned.stop_reason is not None:
             shutil.rmtree(paths.folder, ignore_errors=True)
-            raise WorkError(
+            raise DivergedError(
                 f"starts.{name}: its training diverged; a lower learning_rate than "
                 f"{parameters.learning_rate} may help"
             )
         tuned.checkpoint.replace(final)
         shutil.rmtree(paths.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(final: Path, check: Check | None) -> Iterator[None]:
+    """Hold the lock of the start at ``final``; ``check`` can end the wait for it."""
+    lock = FileLock(f"{final}.lock")
+    while True:
+        if check is not None:
+            check()
+        try:
+            lock.acquire(timeout=_POLL_S)
+            break
+        except Timeout:
+            continue
+    try:
+        yield
+    finally:
+        lock.release()

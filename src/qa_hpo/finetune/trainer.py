@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,22 +25,31 @@ from transformers import (
 from qa_hpo.config import Evaluation
 from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.batching import LengthGroupedBatches, WindowCollator
-from qa_hpo.finetune.evaluation import forward_pass, span_loss
+from qa_hpo.finetune.disk import probe, telling_of_a_full_disk
+from qa_hpo.finetune.evaluation import evaluation_passes, forward_pass, span_loss
 from qa_hpo.finetune.inputs import ValidationSet
+from qa_hpo.finetune.interruption import Check
+from qa_hpo.finetune.memory import PassSize, RandomState
 from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths, new_folder, read_json, write_json
 from qa_hpo.squad.scoring import corpus_metrics, score_predictions
 
-__all__ = ["OnEpoch", "QuestionAnsweringTrainer", "read_records"]
+__all__ = ["OnEpoch", "QuestionAnsweringTrainer", "read_device_batch", "read_records"]
 
 OnEpoch = Callable[[EpochRecord], str | None]
 
 _RECORDS = "epochs.json"
+_PASSES = "passes.json"
 
 
 def read_records(resume_state: Path) -> list[EpochRecord]:
     """Return the records of the epochs that ``resume_state`` goes on from."""
     return [EpochRecord.from_dict(flat) for flat in read_json(resume_state / _RECORDS)]
+
+
+def read_device_batch(resume_state: Path) -> int:
+    """Return how many windows at once the run of ``resume_state`` had come down to."""
+    return int(read_json(resume_state / _PASSES)["device_batch"])
 
 
 class QuestionAnsweringTrainer(Trainer):
@@ -49,6 +59,10 @@ class QuestionAnsweringTrainer(Trainer):
     the best so far; the resume state, with the records of all epochs in it; then ``on_epoch``,
     which may end the run by returning a reason. A process that dies on the way loses at most the
     epoch it was in.
+
+    A batch that does not fit into the memory goes through the model in passes that do, before the
+    one optimizer step that it is for: the gradient is that of the whole batch, and the schedule
+    the same. Dropout is drawn per pass.
 
     Args:
         model: The model to train.
@@ -65,6 +79,9 @@ class QuestionAnsweringTrainer(Trainer):
         on_epoch: Told of each epoch that this process finishes.
         stop_after_epochs: Epoch after which the run ends although the schedule goes on.
         stop_reason: What ``on_epoch`` returned last.
+        passes: Windows per pass of a training step.
+        check: Called before every training step and every evaluation batch, and never while files
+            are written.
     """
 
     def __init__(
@@ -101,6 +118,15 @@ class QuestionAnsweringTrainer(Trainer):
         self.on_epoch: OnEpoch = lambda record: None
         self.stop_after_epochs = round(args.num_train_epochs)
         self.stop_reason: str | None = None
+        self.passes = PassSize(
+            args.train_batch_size,
+            checkpoint=model.name_or_path or "the model",
+            unchanged=f"the effective batch stays {args.train_batch_size}",
+        )
+        self.check: Check = lambda: None
+        self._evaluation_passes = evaluation_passes(model, args.eval_batch_size)
+        # Of the step's windows, how many are in the pass that goes through the model.
+        self._share = 1.0
         self._staging: Path | None = None
         self._epoch_started = time.monotonic()
 
@@ -118,6 +144,55 @@ class QuestionAnsweringTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Add the gradient of a batch's mean loss, in as many passes as the memory asks for.
+
+        A step that runs out of memory is done again from its first pass, with the random state
+        of its beginning: what it gives depends on the size of its passes alone.
+
+        Args:
+            model: The model.
+            inputs: The batch, each tensor (windows, ...).
+            num_items_in_batch: Not used: a loss is a mean over windows.
+
+        Returns:
+            The batch's mean loss in nats per window, a scalar without gradient.
+
+        Raises:
+            OutOfMemoryError: One window at a time does not fit.
+        """
+        self.check()
+        beginning = RandomState(self.args.device)
+
+        def undo() -> None:
+            model.zero_grad(set_to_none=True)
+            beginning.restore()
+
+        work = partial(self._in_passes, model, inputs)
+        return self.passes.fit(len(inputs["input_ids"]), work, undo)
+
+    def _in_passes(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], size: int
+    ) -> torch.Tensor:
+        windows = len(inputs["input_ids"])
+        if size >= windows:
+            return super().training_step(model, inputs)
+        # The padding stays: windows of a batch are of like length, so there is hardly any.
+        losses = []
+        try:
+            for first in range(0, windows, size):
+                part = {name: rows[first : first + size] for name, rows in inputs.items()}
+                self._share = len(part["input_ids"]) / windows
+                losses.append(super().training_step(model, part))
+        finally:
+            self._share = 1.0
+        return torch.stack(losses).sum()
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -125,13 +200,16 @@ class QuestionAnsweringTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the batch's mean loss, in which padding takes no part."""
+        """Return the mean loss of a pass, times its share of the step's windows.
+
+        Padding takes no part in it.
+        """
         labels = {name: inputs.pop(name) for name in ("start_positions", "end_positions")}
         outputs = model(**inputs)
         losses = span_loss(
             outputs.start_logits, outputs.end_logits, inputs["attention_mask"], **labels
         )
-        loss = losses.mean()
+        loss = losses.mean() * self._share
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
@@ -139,6 +217,8 @@ class QuestionAnsweringTrainer(Trainer):
 
         Raises:
             DivergedError: The epoch's training loss or a validation logit is not finite.
+            DiskFullError: No space is left for the checkpoint.
+            OutOfMemoryError: One validation window at a time does not fit.
         """
         epoch = round(self.state.epoch or 0)
         train_loss = float(self.state.log_history[-1]["loss"])
@@ -169,8 +249,9 @@ class QuestionAnsweringTrainer(Trainer):
             collator,
             n_best=self.evaluation.n_best,
             max_answer_length=self.evaluation.max_answer_length,
-            batch_size=self.args.eval_batch_size,
+            batch_size=self._evaluation_passes,
             autocast=self.autocast,
+            check=self.check,
         )
         scores = score_predictions(validation.corpus, forward.predictions)
         return forward.loss, corpus_metrics(scores, validation.groups)
@@ -179,7 +260,7 @@ class QuestionAnsweringTrainer(Trainer):
         final = self.paths.checkpoint(epoch)
         # Left by a process that died after this epoch's checkpoint and before its resume state.
         shutil.rmtree(final, ignore_errors=True)
-        with new_folder(final) as folder:
+        with telling_of_a_full_disk(self.paths.folder), new_folder(final) as folder:
             self.network.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -192,18 +273,24 @@ class QuestionAnsweringTrainer(Trainer):
 
         What the state before it needs is removed last: whenever the process dies, there is one
         state that is whole, with the checkpoint of its best epoch.
+
+        Raises:
+            DiskFullError: No space is left for it.
         """
         final = self.paths.resume_state(self.records[-1].epoch)
-        self.paths.resume.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=self.paths.resume) as staging:
-            self._staging = Path(staging)
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            (written,) = Path(staging).glob("checkpoint-*")
-            write_json(written / _RECORDS, [record.as_dict() for record in self.records])
-            written.replace(final)
+        with telling_of_a_full_disk(self.paths.folder):
+            self.paths.resume.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".writing-", dir=self.paths.resume) as staging:
+                self._staging = Path(staging)
+                try:
+                    with probe(self._staging):
+                        super()._save_checkpoint(model, trial)
+                finally:
+                    self._staging = None
+                (written,) = Path(staging).glob("checkpoint-*")
+                write_json(written / _PASSES, {"device_batch": self.passes.size})
+                write_json(written / _RECORDS, [record.as_dict() for record in self.records])
+                written.replace(final)
         best = best_record(self.records)
         kept = {final, self.paths.checkpoint(best.epoch) if best else None}
         for folder in [*self.paths.resume_states(), *self.paths.checkpoints()]:

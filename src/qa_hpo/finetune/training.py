@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +12,16 @@ from qa_hpo.config import Evaluation, Runtime
 from qa_hpo.errors import DivergedError, StudyFileError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.inputs import ValidationSet
+from qa_hpo.finetune.interruption import Check, carried, delivered
+from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.finetune.models import load_model, position_limit, quiet
 from qa_hpo.finetune.records import FineTuned, best_record
-from qa_hpo.finetune.trainer import OnEpoch, QuestionAnsweringTrainer, read_records
+from qa_hpo.finetune.trainer import (
+    OnEpoch,
+    QuestionAnsweringTrainer,
+    read_device_batch,
+    read_records,
+)
 from qa_hpo.parameters import Hyperparameters
 from qa_hpo.paths import RunPaths
 from qa_hpo.squad.windows import Windows
@@ -37,6 +45,8 @@ class Training:
         runtime: How the hardware is used.
         evaluation: How validation questions are answered.
         stop_after_epochs: Epoch after which to stop although the schedule goes on; None for none.
+        device_batches: For each checkpoint, the most windows per pass that are known to fit; the
+            run begins with as many, and writes down what it comes down to.
     """
 
     checkpoint: str
@@ -48,9 +58,15 @@ class Training:
     runtime: Runtime = field(default_factory=Runtime)
     evaluation: Evaluation = field(default_factory=Evaluation)
     stop_after_epochs: int | None = None
+    device_batches: dict[str, int] = field(default_factory=dict)
 
 
-def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) -> FineTuned:
+def train(
+    training: Training,
+    paths: RunPaths,
+    on_epoch: OnEpoch | None = None,
+    check: Check | None = None,
+) -> FineTuned:
     """Fine-tune, from the last finished epoch if ``paths`` holds a resume state.
 
     Args:
@@ -59,6 +75,8 @@ def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) 
             of the best epoch is left.
         on_epoch: Told of each epoch, those finished before a resume included; a reason that it
             returns ends the run.
+        check: Called before every training step and every evaluation batch. What it raises ends
+            the run and comes out unchanged; the resume state of the last finished epoch stays.
 
     Returns:
         The records and the best checkpoint. A run that diverges ends with the stop reason
@@ -66,6 +84,9 @@ def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) 
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
+        DiskFullError: No space is left for a checkpoint or a resume state; those that were there
+            before are whole.
+        OutOfMemoryError: The model, or one window at a time, does not fit into the memory.
         StudyFileError: The hardware lacks the precision that was asked for.
         WindowError: A window is longer than the model can take.
     """
@@ -76,24 +97,45 @@ def train(training: Training, paths: RunPaths, on_epoch: OnEpoch | None = None) 
     stop_after = training.stop_after_epochs or training.parameters.epochs
     tell = on_epoch or (lambda record: None)
     stop_reason = None
+    device_batch = _first_device_batch(training, states)
     for record in records:
         stop_reason = tell(record) or stop_reason
     if not stop_reason and len(records) < min(stop_after, training.parameters.epochs):
-        trainer = _trainer(training, paths)
+        with telling_of_memory(training.checkpoint, "the model"):
+            trainer = _trainer(training, paths, device_batch)
+        trainer.check = carried(check)
         trainer.records = records
         trainer.on_epoch = tell
         trainer.stop_after_epochs = stop_after
-        try:
-            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
-            stop_reason = trainer.stop_reason
-        except DivergedError:
-            stop_reason = "diverged"
+        stop_reason = delivered(partial(_run, trainer, training.checkpoint, states))
+        device_batch = trainer.passes.size
     best = best_record(records)
     checkpoint = paths.checkpoint(best.epoch) if best else None
     _tidy(paths, checkpoint)
     return FineTuned(
-        records=tuple(records), best=best, checkpoint=checkpoint, stop_reason=stop_reason
+        records=tuple(records),
+        best=best,
+        checkpoint=checkpoint,
+        stop_reason=stop_reason,
+        device_batch=device_batch,
     )
+
+
+def _run(trainer: QuestionAnsweringTrainer, checkpoint: str, states: list[Path]) -> str | None:
+    """Train to the end and return why it came early, or None."""
+    try:
+        with telling_of_memory(checkpoint, "the model and its optimizer"):
+            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+    except DivergedError:
+        return "diverged"
+    return trainer.stop_reason
+
+
+def _first_device_batch(training: Training, states: list[Path]) -> int:
+    """Return how many windows per pass to begin with: as many as before, as dropout shows it."""
+    whole = training.parameters.batch_size
+    known = training.device_batches.get(training.checkpoint, whole)
+    return min(whole, known, read_device_batch(states[-1]) if states else whole)
 
 
 def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
@@ -104,7 +146,7 @@ def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
+def _trainer(training: Training, paths: RunPaths, device_batch: int) -> QuestionAnsweringTrainer:
     # Before the model is loaded: a fresh head is drawn from the random state.
     set_seed(training.seed)
     model = load_model(
@@ -121,7 +163,7 @@ def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
                 f"{training.checkpoint}: a window has {longest} tokens and the model {limit} "
                 "positions; lower data.max_length"
             )
-    return QuestionAnsweringTrainer(
+    trainer = QuestionAnsweringTrainer(
         model,
         _arguments(training, paths),
         tokenizer=tokenizer,
@@ -131,6 +173,9 @@ def _trainer(training: Training, paths: RunPaths) -> QuestionAnsweringTrainer:
         autocast=lower_precision(training.runtime),
         paths=paths,
     )
+    trainer.passes.size = device_batch
+    trainer.passes.on_smaller = partial(training.device_batches.__setitem__, training.checkpoint)
+    return trainer
 
 
 def collator(windows: Windows, tokenizer: PreTrainedTokenizerFast) -> WindowCollator:
