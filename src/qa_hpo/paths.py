@@ -1,6 +1,7 @@
 """Every folder and file of a study, a run and the cache; writes that are whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ __all__ = [
     "StudyPaths",
     "new_folder",
     "read_json",
+    "scratch_folder",
     "write_json",
     "write_text",
 ]
@@ -41,24 +43,26 @@ class CachePaths:
         """Tokenised windows, by corpus, tokenizer and lengths."""
         return self.folder / "windows"
 
+    @property
+    def runs(self) -> Path:
+        """Folders in which workers of this host train; each is gone when its run has ended."""
+        return self.folder / "runs"
+
     def start(self, name: str, key: str) -> Path:
         """The checkpoint of a start built by a recipe whose content hashes to ``key``."""
         return self.folder / "starts" / f"{name}-{key[:16]}"
 
 
 class StudyPaths:
-    """What a study leaves behind, under its artifact folder."""
+    """What a study leaves on this host beside its checkpoints, under its artifact folder."""
 
     def __init__(self, artifacts: Path, study: str) -> None:
         self.folder = artifacts / study
 
-    def run(self, number: int) -> "RunPaths":
-        """The run of trial ``number``."""
-        return RunPaths(self.folder / f"trial-{number:05d}")
-
-    def worker_log(self, worker: int) -> Path:
-        """What worker ``worker`` of the last launch printed."""
-        return self.folder / "logs" / f"worker-{worker}.log"
+    @property
+    def logs(self) -> Path:
+        """What workers that were started on this host printed."""
+        return self.folder / "logs"
 
 
 class RunPaths:
@@ -87,6 +91,38 @@ class RunPaths:
     def checkpoints(self) -> list[Path]:
         """The checkpoints that are there."""
         return sorted((self.folder / "checkpoint").glob("epoch-*"))
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Give an empty folder in ``parent`` that is gone after the block.
+
+    What processes left there that were killed is removed too: their locks ended with them.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with (parent / ".creating").open("a") as creating:
+            # One at a time: a lock file that is not locked yet must not look like a dead one's.
+            fcntl.flock(creating, fcntl.LOCK_EX)
+            _sweep(parent)
+            descriptor, name = tempfile.mkstemp(prefix="run-", suffix=".lock", dir=parent)
+            lock = stack.enter_context(os.fdopen(descriptor, "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = Path(name).with_suffix("")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(name).unlink(missing_ok=True)
+
+
+def _sweep(parent: Path) -> None:
+    for left in parent.glob("run-*.lock"):
+        with left.open("a") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The sections of a study file, each with its defaults."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -127,18 +128,19 @@ class Artifacts(Section):
     """Where checkpoints are kept, and how many trials' stay."""
 
     folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
+    """A folder that all workers see, or ``s3://BUCKET/PREFIX``."""
     keep: Annotated[int, Field(ge=1)] = 5
 
     @property
     def path(self) -> Path:
-        """The folder."""
-        return Path(self.folder)
+        """The folder; of a bucket, where this host keeps what is not shared, such as logs."""
+        return Path("storage/artifacts" if "://" in self.folder else self.folder)
 
     @field_validator("folder")
     @classmethod
-    def _is_folder(cls, folder: str) -> str:
-        if "://" in folder:
-            raise ValueError(f"must be a folder, not the URL {folder!r}")
+    def _is_place(cls, folder: str) -> str:
+        if "://" in folder and not re.fullmatch(r"s3://[^/?#@:]+(/[^?#]*)?", folder):
+            raise ValueError(f"must be a folder or s3://BUCKET/PREFIX, not {folder!r}")
         return folder
 
 

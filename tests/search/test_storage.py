@@ -234,7 +234,7 @@ def test_a_missing_database_on_a_server(postgres_url: str):
     assert 'database "no_such" does not exist' in line
 
 
-def test_a_wrong_password(postgres_url: str, postgres_server: str):
+def test_a_wrong_password(postgres_url: str):
     import sqlalchemy
 
     url = sqlalchemy.make_url(postgres_url).set(drivername="postgresql+psycopg")
@@ -275,14 +275,16 @@ def test_another_applications_postgres_database(postgres_url: str):
 def test_the_lock_excludes_threads(storage: StudyStorage):
     inside, most = 0, 0
 
-    def enter():
+    def hold():
         nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        inside -= 1
+
+    def enter():
         for _ in range(5):
-            with storage.lock("demo"):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.002)
-                inside -= 1
+            storage.locked("demo", hold)
 
     threads = [threading.Thread(target=enter) for _ in range(3)]
     for thread in threads:
@@ -293,10 +295,12 @@ def test_the_lock_excludes_threads(storage: StudyStorage):
 
 
 def test_the_lock_is_released_by_an_error(storage: StudyStorage):
-    with pytest.raises(RuntimeError, match="inside"), storage.lock("demo"):
+    def fails():
         raise RuntimeError("inside")
-    with storage.lock("demo"):
-        pass
+
+    with pytest.raises(RuntimeError, match="inside"):
+        storage.locked("demo", fails)
+    assert storage.locked("demo", lambda: "again") == "again"
 
 
 def test_the_lock_excludes_processes_and_dies_with_its_holder(storage: StudyStorage):
@@ -307,8 +311,7 @@ def test_the_lock_excludes_processes_and_dies_with_its_holder(storage: StudyStor
     entered = threading.Event()
 
     def enter():
-        with storage.lock("demo"):
-            entered.set()
+        storage.locked("demo", entered.set)
 
     waiting = threading.Thread(target=enter)
     waiting.start()
@@ -320,8 +323,9 @@ def test_the_lock_excludes_processes_and_dies_with_its_holder(storage: StudyStor
 
 
 def test_studies_of_one_server_do_not_share_a_lock(postgres_url: str):
-    with opened(postgres_url) as storage, storage.lock("one"), storage.lock("another"):
-        pass
+    with opened(postgres_url) as storage:
+        inner = storage.locked("one", lambda: storage.locked("another", lambda: "inside both"))
+        assert inner == "inside both"
 
 
 def test_a_storage_can_be_used_after_close(storage: StudyStorage):

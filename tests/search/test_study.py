@@ -14,16 +14,10 @@ from worker_processes import finished, started
 from qa_hpo.config import Budget
 from qa_hpo.errors import StorageError, StudyFileError
 from qa_hpo.search import agreement
+from qa_hpo.search.asking import ask, release_trials, run_seed
 from qa_hpo.search.budget import BudgetStep, NextStep
 from qa_hpo.search.storage import StudyStorage, open_storage
-from qa_hpo.search.study import (
-    ask,
-    check_fingerprints,
-    create_study,
-    load_study,
-    run_seed,
-    set_budget,
-)
+from qa_hpo.search.study import check_fingerprints, create_study, load_study, set_budget
 from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch
 
 VERSIONS_HERE = agreement.versions()
@@ -195,9 +189,9 @@ def test_the_order_of_the_file_may_change(sqlite: StudyStorage):
 def test_other_data_is_refused(sqlite: StudyStorage):
     joined = created(sqlite)
     check_fingerprints(joined, FINGERPRINTS)
-    other = {"train": "aaaa", "validation": "cccc"}
+    other = {"data.train": "aaaa", "data.validation": "cccc"}
     expected = (
-        "study 'demo': data.validation is not the corpus the study was created with "
+        "study 'demo': data.validation is not the one that the study was created with "
         "(fingerprint cccc, the study has bbbb)"
     )
     assert refused(joined, other, function=check_fingerprints) == expected
@@ -353,7 +347,7 @@ def test_a_dead_workers_trial_goes_on_where_it_was(storage_url: str):
         assert retry.intermediate_values == {1: -0.5}
         assert retry.user_attrs["baseline"] == "notebook"
         assert answer.epochs_reserved == 3
-        assert not record_epoch(answer.trial, record(1, 9.0))
+        assert not record_epoch(joined, answer.trial, record(1, 9.0))
         run(joined, answer.trial, 3)
         assert joined.optuna_study.trials[1].intermediate_values == {1: -0.5, 2: -1.0, 3: -1.0}
         step = ask(joined)
@@ -378,23 +372,30 @@ def test_a_worker_that_dies_while_it_asks_leaves_nothing_behind(storage: StudySt
     finished(started(storage.url, "die-asking"), code=9)
     assert [trial.state for trial in joined.optuna_study.trials] == [TrialState.RUNNING]
     answer = asked(joined)  # at once: nobody else can be in the middle of asking
-    assert (answer.trial.number, answer.lineage) == (1, 0)
+    assert (answer.trial.number, answer.lineage) == (0, 0)
     assert answer.parameters.learning_rate == 2e-5
     other = asked(joined)
-    assert other.trial.number == 2
-    states = [trial.state for trial in joined.optuna_study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING]
+    assert other.trial.number == 1
+    assert [trial.state for trial in joined.optuna_study.trials] == [TrialState.RUNNING] * 2
 
 
 def test_a_trial_whose_workers_keep_dying_is_given_up(sqlite: StudyStorage):
     joined = created(sqlite)
-    rdb = sqlite.rdb
     for attempt in range(4):
-        answer = asked(joined)
+        answer = asked(joined, worker=f"worker-{attempt}")
         assert (answer.trial.number, answer.lineage) == (attempt, 0)
-        # As if its worker had died while it was being handed the trial.
-        rdb.set_trial_system_attr(answer.trial._trial_id, "qa_hpo:handed_out", None)
+        release_trials(joined, f"worker-{attempt}")
     assert asked(joined).lineage == 4  # the first attempt and three retries, then another trial
+
+
+def test_a_trial_that_gets_further_each_time_is_not_given_up(sqlite: StudyStorage):
+    joined = created(sqlite, search={"start": ["base", "v1"], "epochs": 20})
+    for attempt in range(8):
+        answer = asked(joined, worker=f"worker-{attempt}")
+        assert (answer.trial.number, answer.lineage) == (attempt, 0)
+        record_epoch(joined, answer.trial, record(attempt + 1))
+        release_trials(joined, f"worker-{attempt}")
+    assert len(epoch_records(asked(joined).trial)) == 8
 
 
 # -- many workers
@@ -402,7 +403,7 @@ def test_a_trial_whose_workers_keep_dying_is_given_up(sqlite: StudyStorage):
 
 @pytest.mark.parametrize(
     ("kind", "workers", "budget"),
-    [("sqlite", 8, "trials=24"), ("sqlite", 3, "epochs=17"), ("postgres", 3, "trials=12")],
+    [("sqlite", 8, "trials=500"), ("sqlite", 3, "epochs=17"), ("postgres", 4, "trials=60")],
 )
 def test_many_workers_share_one_study(request: pytest.FixtureRequest, kind, workers, budget):
     """They create it at the same time, and no trial is run twice or one too many."""

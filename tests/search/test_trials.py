@@ -9,8 +9,8 @@ import pytest
 from optuna.trial import TrialState
 from search_helpers import asked, created, record, run
 
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import StudyStorage, open_storage
-from qa_hpo.search.study import JoinedStudy
 from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch
 
 
@@ -27,8 +27,8 @@ def anywhere(storage: StudyStorage) -> JoinedStudy:
 
 def test_an_epoch_is_recorded_and_reported(anywhere: JoinedStudy):
     trial = asked(anywhere).trial
-    assert record_epoch(trial, record(1, 1.235, f1=np.float32(0.5), total=np.int64(9)))
-    assert record_epoch(trial, record(2, 1.217, note="x", scores=(1, None, True)))
+    assert record_epoch(anywhere, trial, record(1, 1.235, f1=np.float32(0.5), total=np.int64(9)))
+    assert record_epoch(anywhere, trial, record(2, 1.217, note="x", scores=(1, None, True)))
     stored = anywhere.optuna_study.trials[0]
     assert stored.intermediate_values == {1: -1.235, 2: -1.217}
     assert stored.user_attrs["epochs"] == [
@@ -39,9 +39,9 @@ def test_an_epoch_is_recorded_and_reported(anywhere: JoinedStudy):
 
 def test_an_epoch_that_is_there_is_not_doubled(joined: JoinedStudy):
     trial = asked(joined).trial
-    record_epoch(trial, record(2, 1.0))
-    record_epoch(trial, record(1, 2.0))
-    assert not record_epoch(trial, record(2, 9.0))
+    record_epoch(joined, trial, record(2, 1.0))
+    record_epoch(joined, trial, record(1, 2.0))
+    assert not record_epoch(joined, trial, record(2, 9.0))
     stored = joined.optuna_study.trials[0]
     assert stored.intermediate_values == {1: -2.0, 2: -1.0}
     assert epoch_records(stored) == [record(1, 2.0), record(2, 1.0)]
@@ -49,14 +49,14 @@ def test_an_epoch_that_is_there_is_not_doubled(joined: JoinedStudy):
 
 def test_a_loss_that_is_no_number_is_stored_as_null(joined: JoinedStudy):
     trial = asked(joined).trial
-    record_epoch(trial, record(1, math.nan, train_loss=math.inf, f1=np.float64("nan")))
+    record_epoch(joined, trial, record(1, math.nan, train_loss=math.inf, f1=np.float64("nan")))
     stored = joined.optuna_study.trials[0]
     assert stored.intermediate_values == {}
     assert stored.user_attrs["epochs"] == [
         {"epoch": 1, "val_loss": None, "train_loss": None, "f1": None}
     ]
     with pytest.raises(TypeError, match="cannot be stored as JSON"):
-        record_epoch(trial, record(2, 1.0, what=object()))
+        record_epoch(joined, trial, record(2, 1.0, what=object()))
 
 
 ATTRIBUTES = {"best_f1": 61.5, "best_epoch": 1, "f1": np.float32(60), "worker": "host:1"}
@@ -74,8 +74,8 @@ def test_a_complete_trial(joined: JoinedStudy):
 
 def test_a_pruned_trial_has_its_best_f1_as_value(anywhere: JoinedStudy):
     trial = asked(anywhere).trial
-    record_epoch(trial, record(1, 1.235))
-    record_epoch(trial, record(2, 1.359))
+    record_epoch(anywhere, trial, record(1, 1.235))
+    record_epoch(anywhere, trial, record(2, 1.359))
     finish(
         anywhere, trial, state=TrialState.PRUNED, stop_reason="overfitting", attrs=ATTRIBUTES
     )  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_trial_that_another_worker_finished_is_lost(anywhere: JoinedStudy):
     trial = asked(anywhere).trial
     anywhere.optuna_study.tell(trial.number, state=TrialState.FAIL)
     with pytest.raises(LostTrialError, match="trial 0 was finished by another worker"):
-        record_epoch(trial, record(1))
+        record_epoch(anywhere, trial, record(1))
     with pytest.raises(LostTrialError):
         finish(anywhere, trial, state=TrialState.COMPLETE, attrs={"best_f1": 99.0})
     with pytest.raises(LostTrialError):
@@ -147,7 +147,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> JoinedStudy:
     for number in range(20):
         trial = asked(joined).trial
         if number % 3 == 2:
-            record_epoch(trial, record(1, 2.0 + number / 10))
+            record_epoch(joined, trial, record(1, 2.0 + number / 10))
             finish(
                 joined,
                 trial,

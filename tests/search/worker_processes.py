@@ -18,6 +18,6 @@ def started(url: str, action: str, budget: str = "") -> "subprocess.Popen[str]":
 
 def finished(*workers: "subprocess.Popen[str]", code: int = 0) -> list[str]:
     """What the workers printed, once all have ended with ``code``."""
-    answers = [worker.communicate(timeout=120) for worker in workers]
+    answers = [worker.communicate(timeout=240) for worker in workers]
     assert [worker.returncode for worker in workers] == [code] * len(workers), answers
     return [output for output, _ in answers]

@@ -5,8 +5,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
-from qa_hpo.search.study import JoinedStudy
-from qa_hpo.search.trials import BASELINE, epoch_records, lineage_number
+from qa_hpo.search.failures import is_retried, lineages
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.trials import BASELINE, CAUSE, epoch_records
 
 __all__ = ["Leaderboard", "Row", "leaderboard"]
 
@@ -22,7 +23,8 @@ class Row(_Result):
     state: str
     """COMPLETE, PRUNED or FAIL."""
     stop_reason: str | None
-    """overfitting, hopeless, diverged or budget, if the trial was stopped."""
+    """overfitting, hopeless, diverged or budget, if the trial was stopped; of a failed trial its
+    cause: oom, diverged, data, worker died, database, artifacts, disk or error."""
     params: dict[str, Any]
     """The complete parameters: searched, fixed and default ones."""
     best_epoch: int | None
@@ -59,9 +61,13 @@ def leaderboard(joined: JoinedStudy) -> Leaderboard:
     """Return the leaderboard of a study; trials that wait or run are not on it."""
     trials = joined.optuna_study.get_trials(deepcopy=False)
     # One row for a trial and its retries: what an earlier attempt measured, the latest one has.
-    latest = {lineage_number(trial): trial for trial in trials}
+    # None where the latest failed and is tried again: that says nothing yet.
+    attempts = lineages(trials)
+    latest = {number: own[-1] for number, own in attempts.items()}
     rows = {
-        trial.number: _row(joined, trial) for trial in latest.values() if trial.state.is_finished()
+        own[-1].number: _row(joined, own[-1])
+        for own in attempts.values()
+        if own[-1].state.is_finished() and not is_retried(own)
     }
     ranked = sorted(rows.values(), key=_rank)
     baselines = [number for number, trial in latest.items() if BASELINE in trial.user_attrs]
@@ -88,6 +94,8 @@ def _row(joined: JoinedStudy, trial: FrozenTrial) -> Row:
         key: trial.user_attrs.get(key)
         for key in Row.model_fields.keys() - {"number", "state", "params", "val_loss"}
     }
+    if trial.state is TrialState.FAIL:
+        attributes["stop_reason"] = trial.user_attrs.get(CAUSE)
     return Row(
         number=trial.number,
         state=trial.state.name,

@@ -12,8 +12,16 @@ from rich.text import Text
 
 from qa_hpo.config import Budget
 from qa_hpo.search.budget import Spent, spent
-from qa_hpo.search.study import JoinedStudy
-from qa_hpo.search.trials import DOING, WORKER, epoch_records, finished_trials, lineage_number
+from qa_hpo.search.failures import Cause, is_retried, lineages
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.trials import (
+    CAUSE,
+    DOING,
+    WORKER,
+    epoch_records,
+    finished_trials,
+    lineage_number,
+)
 
 __all__ = ["Busy", "Snapshot", "describe_trial", "render", "snapshot"]
 
@@ -200,12 +208,10 @@ def describe_trial(joined: JoinedStudy, trial: FrozenTrial) -> str:
     what = f"trial {trial.number} ({parameters.start}, learning rate {parameters.learning_rate:.2g}"
     what += f", {len(epoch_records(trial))} of {parameters.epochs} epochs)"
     if trial.state is TrialState.FAIL:
-        retried = any(
-            lineage_number(other) == lineage_number(trial) and other.number > trial.number
-            for other in joined.optuna_study.get_trials(deepcopy=False)
-        )
-        again = "; queued again" if retried else ""
-        return f"{what} failed: {attributes.get('error', 'its worker ended')}{again}"
+        own = lineages(joined.optuna_study.get_trials(deepcopy=False))[lineage_number(trial)]
+        again = "; queued again" if own[-1].number > trial.number or is_retried(own) else ""
+        cause = attributes.get(CAUSE, Cause.WORKER_DIED)
+        return f"{what} failed ({cause}): {attributes.get('error', 'its worker ended')}{again}"
     how = attributes.get("stop_reason")
     ended = f"pruned, {how}" if how else "complete"
     if attributes.get("best_f1") is None:

@@ -1,18 +1,24 @@
 """Which trial of a study is exported, and all that belongs to it."""
 
+import contextlib
+from collections.abc import Iterator
+
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
-from qa_hpo.errors import InputError, WorkError
+from qa_hpo.errors import InputError
 from qa_hpo.finetune.records import EpochRecord
-from qa_hpo.paths import StudyPaths
+from qa_hpo.paths import CachePaths, scratch_folder
 from qa_hpo.results.export import Exported
-from qa_hpo.search.study import JoinedStudy, run_seed
+from qa_hpo.search.artifacts import open_store
+from qa_hpo.search.asking import run_seed
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     CPU_THREADS,
     STOP_REASON,
     epoch_records,
     finished_trials,
+    kept,
     lineage_number,
 )
 
@@ -37,8 +43,9 @@ def run_config(joined: JoinedStudy, trial: FrozenTrial) -> RunConfig:
     )
 
 
-def exported_trial(joined: JoinedStudy, number: int | None) -> Exported:
-    """Return what is exported of a trial.
+@contextlib.contextmanager
+def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported]:
+    """Give what is exported of a trial, its checkpoint fetched from the artifact store.
 
     Args:
         joined: The study.
@@ -46,7 +53,7 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Exported:
 
     Raises:
         InputError: There is no such finished trial, or its checkpoint is not kept.
-        WorkError: The checkpoint that should be there is not.
+        ArtifactError: The checkpoint that should be there is not, or the store refuses.
     """
     ranked = finished_trials(joined.optuna_study)
     if not ranked:
@@ -61,29 +68,29 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Exported:
     records = [EpochRecord.from_dict(record) for record in epoch_records(trial)]
     best = next(record for record in records if record.epoch == trial.user_attrs["best_epoch"])
     artifacts = joined.file.artifacts
-    paths = StudyPaths(artifacts.path, joined.file.study.name)
-    checkpoint = paths.run(lineage_number(trial)).checkpoint(best.epoch)
-    if not checkpoint.is_dir():
-        kept = [candidate.number for candidate in ranked[: artifacts.keep]]
-        if trial.number not in kept:
-            raise InputError(
-                f"trial {trial.number}: its checkpoint is not kept (artifacts.keep is "
-                f"{artifacts.keep}); kept: {', '.join(map(str, kept))}"
-            )
-        raise WorkError(f"trial {trial.number}: its checkpoint is not on this host ({checkpoint})")
+    leading = [candidate.number for candidate in ranked[: artifacts.keep]]
+    what = kept(trial)
+    if what is None or trial.number not in leading:
+        raise InputError(
+            f"trial {trial.number}: its checkpoint is not kept (artifacts.keep is "
+            f"{artifacts.keep}); kept: {', '.join(map(str, leading))}"
+        )
     ended = "complete"
     if trial.state is TrialState.PRUNED:
         ended = f"pruned: {trial.user_attrs.get(STOP_REASON)}"
-    return Exported(
-        config=run_config(joined, trial),
-        checkpoint=checkpoint,
-        records=records,
-        best=best,
-        origin=f"trial {trial.number} of study {joined.file.study.name!r} ({ended})",
-        facts={
-            "study": joined.file.study.name,
-            "trial": trial.number,
-            "state": trial.state.name,
-            "stop_reason": trial.user_attrs.get(STOP_REASON),
-        },
-    )
+    with scratch_folder(CachePaths().runs) as folder:
+        checkpoint = folder / "checkpoint"
+        open_store(artifacts.folder).get(what.checkpoint, checkpoint)
+        yield Exported(
+            config=run_config(joined, trial),
+            checkpoint=checkpoint,
+            records=records,
+            best=best,
+            origin=f"trial {trial.number} of study {joined.file.study.name!r} ({ended})",
+            facts={
+                "study": joined.file.study.name,
+                "trial": trial.number,
+                "state": trial.state.name,
+                "stop_reason": trial.user_attrs.get(STOP_REASON),
+            },
+        )

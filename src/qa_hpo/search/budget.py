@@ -13,9 +13,22 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Budget
+from qa_hpo.search.failures import awaiting_retry
 from qa_hpo.search.trials import EPOCHS_RESERVED, epoch_records, lineage_number
 
-__all__ = ["LEAST_FAILURES", "BudgetStep", "NextStep", "Spent", "next_step", "spent", "time_is_up"]
+__all__ = [
+    "BEGUN",
+    "LEAST_FAILURES",
+    "BudgetStep",
+    "NextStep",
+    "Spent",
+    "next_step",
+    "spent",
+    "time_is_up",
+]
+
+BEGUN = "begun"
+"""User attribute of a study: when its first trial was handed out, as ISO 8601 with a zone."""
 
 LEAST_FAILURES = 3
 """A study ends when this many trials have failed, and no fewer than have finished."""
@@ -43,7 +56,8 @@ class Spent:
         reserved: Epochs that running trials may still add.
         hours: Wall hours since the first trial began.
         running: Trials that are running.
-        waiting: Trials in the queue: baselines, and retries of trials whose worker died.
+        waiting: Trials in the queue: baselines, trials that were handed back, and failed ones
+            that are tried again.
         failed: Trials that failed and are not tried again.
     """
 
@@ -75,17 +89,26 @@ class NextStep:
     failing: bool = False
 
 
-def spent(study: optuna.Study, *, now: datetime | None = None) -> Spent:
+def spent(
+    study: optuna.Study,
+    *,
+    now: datetime | None = None,
+    trials: Sequence[FrozenTrial] | None = None,
+) -> Spent:
     """Return what ``study`` has spent.
 
     Args:
         study: The study.
-        now: The time, by this host's clock; Optuna stores local times without a zone.
+        now: The time, by this host's clock; without a zone, it is the local one.
+        trials: The study's trials, if they are at hand.
     """
-    trials = study.get_trials(deepcopy=False)
+    if trials is None:
+        trials = study.get_trials(deepcopy=False)
     count = {state: sum(trial.state is state for trial in trials) for state in TrialState}
     latest = {lineage_number(trial): trial for trial in trials}  # by number: a retry comes later
     epochs = {number: len(epoch_records(trial)) for number, trial in latest.items()}
+    again = len(awaiting_retry(trials))
+    failed = sum(trial.state is TrialState.FAIL for trial in latest.values())
     return Spent(
         trials=count[TrialState.COMPLETE] + count[TrialState.PRUNED],
         epochs=sum(epochs.values()),
@@ -94,15 +117,20 @@ def spent(study: optuna.Study, *, now: datetime | None = None) -> Spent:
             for number, trial in latest.items()
             if trial.state is TrialState.RUNNING
         ),
-        hours=_hours(trials, now),
+        hours=_hours(study, trials, now),
         running=count[TrialState.RUNNING],
-        waiting=count[TrialState.WAITING],
-        failed=sum(trial.state is TrialState.FAIL for trial in latest.values()),
+        waiting=count[TrialState.WAITING] + again,
+        failed=failed - again,
     )
 
 
 def next_step(
-    study: optuna.Study, budget: Budget, *, forgiven: int = 0, now: datetime | None = None
+    study: optuna.Study,
+    budget: Budget,
+    *,
+    forgiven: int = 0,
+    now: datetime | None = None,
+    trials: Sequence[FrozenTrial] | None = None,
 ) -> NextStep:
     """Return whether a worker takes a trial, waits or ends. Ask under the study's lock.
 
@@ -116,8 +144,9 @@ def next_step(
         budget: What it may spend.
         forgiven: Failed trials that do not count, because the study was continued after them.
         now: The time, by this host's clock.
+        trials: The study's trials, if they are at hand.
     """
-    so_far = spent(study, now=now)
+    so_far = spent(study, now=now, trials=trials)
     left = None
     if budget.epochs is not None:
         left = max(0, budget.epochs - so_far.epochs - so_far.reserved)
@@ -152,11 +181,14 @@ def time_is_up(study: optuna.Study, budget: Budget, *, now: datetime | None = No
     """Return whether running trials end after their epoch, because the hours have passed."""
     if budget.hours is None:
         return False
-    return _hours(study.get_trials(deepcopy=False), now) >= budget.hours
+    return _hours(study, study.get_trials(deepcopy=False), now) >= budget.hours
 
 
-def _hours(trials: Sequence[FrozenTrial], now: datetime | None) -> float:
-    begun = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
-    if not begun:
-        return 0.0
-    return max(0.0, ((now or datetime.now()) - min(begun)).total_seconds() / 3600)
+def _hours(study: optuna.Study, trials: Sequence[FrozenTrial], now: datetime | None) -> float:
+    now = (now or datetime.now()).astimezone()
+    stored = study.user_attrs.get(BEGUN)
+    if stored is not None:  # with a zone, for workers in others
+        begun = [datetime.fromisoformat(stored)]
+    else:
+        begun = [trial.datetime_start.astimezone() for trial in trials if trial.datetime_start]
+    return max(0.0, (now - min(begun)).total_seconds() / 3600) if begun else 0.0

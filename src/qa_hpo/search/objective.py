@@ -1,25 +1,31 @@
 """One trial of a study: fine-tune, tell every epoch, stop what overfits or has no hope."""
 
+import contextlib
 import logging
-import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
-from qa_hpo.finetune.run import EpochRecord, FineTuned, Inputs, Starts, fine_tune
-from qa_hpo.paths import RunPaths, StudyPaths
+from qa_hpo.finetune.records import EpochRecord, best_record
+from qa_hpo.finetune.run import Inputs, Starts, fine_tune
+from qa_hpo.paths import RunPaths, scratch_folder
+from qa_hpo.search.artifacts import open_store
+from qa_hpo.search.asking import Asked
 from qa_hpo.search.budget import time_is_up
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.keeping import Keeper, collect
 from qa_hpo.search.pruning import OverfittingRule, diverged, is_control
-from qa_hpo.search.study import Asked, JoinedStudy
 from qa_hpo.search.trials import (
     CPU_THREADS,
+    DEVICE_BATCH,
     DOING,
     LostTrialError,
+    epoch_records,
     finish,
-    finished_trials,
-    lineage_number,
     record_epoch,
     trial_id,
 )
@@ -27,6 +33,12 @@ from qa_hpo.search.trials import (
 __all__ = ["Objective"]
 
 _logger = logging.getLogger(__name__)
+
+_Whole = Callable[[], AbstractContextManager[None]]
+
+
+def _never() -> None:
+    """Let a run go on."""
 
 
 class Objective:
@@ -36,38 +48,71 @@ class Objective:
         joined: The study.
         inputs: Data and tokenizers, kept from trial to trial.
         runtime: How this worker uses the hardware.
+        check: Called before each training step and each evaluation batch; what it raises ends the
+            trial's run, whose resume state stays.
+        whole: Gives a context for what should not be interrupted half-way, such as telling of an
+            epoch.
     """
 
-    def __init__(self, joined: JoinedStudy, inputs: Inputs, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        joined: JoinedStudy,
+        inputs: Inputs,
+        runtime: Runtime,
+        *,
+        check: Callable[[], None] = _never,
+        whole: _Whole = contextlib.nullcontext,
+    ) -> None:
         self.joined = joined
         self.inputs = inputs
         self.runtime = runtime
+        self.check = check
+        self.whole = whole
         file = joined.file
         self.overfitting = OverfittingRule(file.pruning.patience, file.pruning.min_delta)
-        self.paths = StudyPaths(file.artifacts.path, file.study.name)
+        self.store = open_store(file.artifacts.folder)
 
-    def run(self, asked: Asked) -> FineTuned:
+    def run(self, asked: Asked) -> str | None:
         """Run a trial to its end and finish it in the storage.
+
+        Returns:
+            Why it was stopped, or None.
 
         Raises:
             LostTrialError: Another worker took the trial over.
             QaHpoError: The trial cannot be run.
         """
+        with scratch_folder(self.inputs.cache.runs) as folder:
+            teller = _EpochTeller(self, asked, RunPaths(folder))
+            if len(teller.records) < asked.epochs_reserved:
+                stop_reason = self._train(asked, teller)
+            else:  # all that was left for its worker was to finish it
+                stop_reason = self.stop_reason(asked, teller.records)
+            with self.whole():
+                self._finish(asked, teller, stop_reason)
+        with self.whole():
+            collect(self.joined, self.store)
+        return stop_reason
+
+    def _train(self, asked: Asked, teller: "_EpochTeller") -> str | None:
         config = self.config(asked)
         # Before the run, which would build it too: so that it can be told what is going on.
         Starts(config, config.runtime, self.inputs).checkpoint(
-            config.parameters.start, lambda name: self.doing(asked, f"building start {name}")
+            config.parameters.start,
+            lambda name: self.doing(asked, f"building start {name}"),
+            check=self.check,
         )
         self.doing(asked, "training")
+        teller.keeper.restore()
         tuned = fine_tune(
             config,
-            self.run_paths(asked).folder,
+            teller.keeper.paths.folder,
             inputs=self.inputs,
-            on_epoch=_EpochTeller(self, asked),
+            on_epoch=teller,
+            check=self.check,
         )
-        self._finish(asked, tuned)
-        self._collect()
-        return tuned
+        teller.device_batch = tuned.device_batch
+        return tuned.stop_reason
 
     def config(self, asked: Asked) -> RunConfig:
         """Return the configuration of a trial's run."""
@@ -78,10 +123,6 @@ class Objective:
             stop_after_epochs=stop_after if stop_after < asked.parameters.epochs else None,
         )
         return self.joined.file.run_config(asked.parameters, run, self.runtime)
-
-    def run_paths(self, asked: Asked) -> RunPaths:
-        """Return where a trial's checkpoints are; a retry goes on in its predecessor's."""
-        return self.paths.run(asked.lineage)
 
     def doing(self, asked: Asked, what: str) -> None:
         """Tell whoever watches what the worker is at.
@@ -102,7 +143,7 @@ class Objective:
             asked: The trial.
             records: Its epochs so far, the newest reported.
         """
-        file, trial = self.joined.file, asked.trial
+        file, study = self.joined.file, self.joined.optuna_study
         epoch = records[-1].epoch
         losses = [record.val_loss for record in records if record.val_loss is not None]
         if epoch >= asked.parameters.epochs:
@@ -112,71 +153,79 @@ class Objective:
         if not is_control(file.study.seed, asked.lineage, file.pruning.control_fraction):
             if self.overfitting.overfits(losses):
                 return "overfitting"
-            if trial.should_prune():
+            trial = self.joined.storage.rdb.get_trial(trial_id(asked.trial))
+            if study.pruner.prune(study, trial):
                 return "hopeless"
         out_of_epochs = epoch >= asked.epochs_reserved
-        if out_of_epochs or time_is_up(self.joined.optuna_study, file.budget):
+        if out_of_epochs or time_is_up(study, file.budget):
             return "budget"
         return None
 
-    def _finish(self, asked: Asked, tuned: FineTuned) -> None:
+    def _finish(self, asked: Asked, teller: "_EpochTeller", stop_reason: str | None) -> None:
+        best = best_record(teller.records)
         attributes: dict[str, Any] = {
-            "train_seconds": sum(record.seconds for record in tuned.records)
+            "train_seconds": sum(record.seconds for record in teller.records)
         }
         if self.runtime.cpu_threads is not None:
             attributes[CPU_THREADS] = self.runtime.cpu_threads
-        if tuned.best is not None:
-            metrics = tuned.best.metrics
+        if teller.device_batch is not None and teller.device_batch < asked.parameters.batch_size:
+            attributes[DEVICE_BATCH] = teller.device_batch
+        if best is not None:
             attributes |= {
-                "best_epoch": tuned.best.epoch,
-                "f1": metrics["f1"],
-                "exact": metrics["exact"],
-                "best_f1": metrics["best_f1"],
-                "best_exact": metrics["best_exact"],
-                "threshold": metrics["best_f1_thresh"],
-                "crossfit_f1": metrics.get("crossfit_f1"),
+                "best_epoch": best.epoch,
+                "f1": best.metrics["f1"],
+                "exact": best.metrics["exact"],
+                "best_f1": best.metrics["best_f1"],
+                "best_exact": best.metrics["best_exact"],
+                "threshold": best.metrics["best_f1_thresh"],
+                "crossfit_f1": best.metrics.get("crossfit_f1"),
             }
-        stopped = tuned.stop_reason is not None
         finish(
             self.joined,
             asked.trial,
-            state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-            stop_reason=tuned.stop_reason,
+            state=TrialState.COMPLETE if stop_reason is None else TrialState.PRUNED,
+            stop_reason=stop_reason,
             attrs=attributes,
+            system_attrs=teller.keeper.metadata(),
         )
-
-    def _collect(self) -> None:
-        """Remove the checkpoints of trials that are no longer among the leading ones."""
-        file = self.joined.file
-        with self.joined.storage.lock(file.study.name):
-            ranked = finished_trials(self.joined.optuna_study)
-            for trial in ranked[file.artifacts.keep :]:
-                folder = self.paths.run(lineage_number(trial)).folder
-                if folder.is_dir():
-                    _logger.info("trial %d is no longer among the leading ones", trial.number)
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _EpochTeller:
-    """Tells the storage of each epoch, and the run when to stop."""
+    """Keeps what each epoch leaves, tells the storage of it, and the run when to stop."""
 
-    def __init__(self, objective: Objective, asked: Asked) -> None:
+    def __init__(self, objective: Objective, asked: Asked, paths: RunPaths) -> None:
         self.objective = objective
         self.asked = asked
-        self.records: list[EpochRecord] = []
+        self.keeper = Keeper(objective.joined, objective.store, asked.trial, paths)
+        self.records = [EpochRecord.from_dict(record) for record in epoch_records(asked.trial)]
+        self.device_batch: int | None = None
 
     def __call__(self, record: EpochRecord) -> str | None:
+        if record.epoch < len(self.records):
+            return None  # known, and the trial went on after it
+        if record.epoch > len(self.records):
+            with self.objective.whole():
+                self._keep(record)
+        return self.objective.stop_reason(self.asked, self.records)
+
+    def _keep(self, record: EpochRecord) -> None:
         self.records.append(record)
-        record_epoch(self.asked.trial, record.as_dict())
+        asked = self.asked
+        last = record.epoch >= min(asked.epochs_reserved, asked.parameters.epochs)
+        now = self.keeper.keep(self.records, last=last)
+        record_epoch(self.objective.joined, asked.trial, record.as_dict(), kept=now)
+        self.keeper.recorded(now)
+        number = asked.trial.number
+        retry = "" if asked.lineage == number else f" (of trial {asked.lineage})"
         _logger.info(
-            "trial %d, epoch %d of %d: training loss %.3f, validation loss %.3f, best F1 %.2f, "
+            "trial %d%s, epoch %d of %d: training loss %.3f, validation loss %.3f, best F1 %.2f, "
             "%.1f s",
-            self.asked.trial.number,
+            number,
+            retry,
             record.epoch,
-            self.asked.parameters.epochs,
+            asked.parameters.epochs,
             record.train_loss,
             record.val_loss,
             record.metrics["best_f1"],
             record.seconds,
         )
-        return self.objective.stop_reason(self.asked, self.records)

@@ -51,19 +51,24 @@ class PerTrialTPESampler(BaseSampler):
         self._seed = seed
         self._tpe = self._fresh(0)
 
-    def _fresh(self, number: int) -> TPESampler:
+    def begin(self, number: int, draw: int = 0) -> None:
+        """Start anew from the seed of a trial, and of a draw for it, from 0."""
+        purpose = "sampler" if draw == 0 else f"sampler, draw {draw}"
+        self._tpe = self._fresh(derived_seed(purpose, self._seed, number))
+
+    def _fresh(self, seed: int) -> TPESampler:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return TPESampler(
                 multivariate=True,
                 group=True,  # conditional parameters split the space
                 constant_liar=True,  # running trials of other workers count as bad ones
                 n_startup_trials=STARTUP_TRIALS,
-                seed=derived_seed("sampler", self._seed, number),
+                seed=seed,
             )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Start anew from this trial's own seed."""
-        self._tpe = self._fresh(trial.number)
+        self.begin(trial.number)
         self._tpe.before_trial(study, trial)
 
     def infer_relative_search_space(

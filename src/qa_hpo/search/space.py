@@ -1,6 +1,6 @@
 """The search space: the study file's ``[search]`` as Optuna's distributions, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -53,12 +53,20 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.Trial) -> Parameters:
         """Return complete parameters, of which ``trial`` chooses the searched ones."""
+        return self.complete(lambda name, distribution: _suggest(trial, name, distribution))
+
+    def complete(self, choose: Callable[[str, BaseDistribution], Any]) -> Parameters:
+        """Return complete parameters.
+
+        Args:
+            choose: Called with each searched parameter that applies; returns its value.
+        """
         values = self._defaults.model_dump()
         for name, dimension in self._dimensions.items():
             if not _holds(dimension, values):
                 continue
             if dimension.value is None:
-                values[name] = _suggest(trial, name, self.distributions[name])
+                values[name] = choose(name, self.distributions[name])
             else:
                 values[name] = dimension.value
         return Parameters(**values)

@@ -11,28 +11,28 @@ import hashlib
 import os
 import re
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from qa_hpo.errors import StorageError
+from qa_hpo.errors import MissingStudyError, StorageError, UnreachableError
+from qa_hpo.search.retrying import PATIENCE_S, RetryingRDBStorage, first_line, is_outage
 
 __all__ = [
     "GRACE_S",
     "HEARTBEAT_S",
-    "MAX_RETRIES",
     "StudyStorage",
     "mask",
     "open_storage",
@@ -45,8 +45,6 @@ HEARTBEAT_S = 15
 GRACE_S = 90
 """Seconds without a sign of life after which a trial is taken from its worker: more than one
 beat that had to wait for the whole busy timeout."""
-MAX_RETRIES = 3
-"""How often a trial whose worker died is run again."""
 CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer."""
 
@@ -54,7 +52,16 @@ _FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
 _SECRET_OPTIONS = re.compile(r"((?:password|passwd|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 _USER_AND_PASSWORD = re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL)
 
+_KEEPALIVES = {
+    # A host that vanishes says nothing: without these a call to it waits for two hours.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
+
 _Lock = Callable[[str], AbstractContextManager[None]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,25 +71,42 @@ class StudyStorage:
     Attributes:
         url: The full URL, with its password: hand it to processes, show it to nobody.
         shown: The URL with its password masked.
-        rdb: Optuna's storage.
+        rdb: Optuna's storage, which outlives outages.
     """
 
     url: str
     shown: str
-    rdb: RDBStorage
+    rdb: RetryingRDBStorage
     _lock: _Lock
 
     def __repr__(self) -> str:
         return f"StudyStorage({self.shown!r})"
 
-    def lock(self, study_name: str) -> AbstractContextManager[None]:
-        """Hold the lock of a study: nobody else, thread, process or host, holds it meanwhile.
+    def locked(self, study_name: str, work: Callable[[], Result]) -> Result:
+        """Return what ``work`` returns, done while nobody else holds the study's lock.
 
-        It is not re-entrant, it waits as long as it takes, and the death of its holder
-        releases it. On SQLite the studies of one database share it, as they share the
+        A PostgreSQL server forgets a lock when its connection ends, and another worker takes it.
+        Therefore calls within ``work`` fail at once where the database does not answer; the lock
+        is then taken anew and ``work`` begun again. What it returned counts only if the lock was
+        held until the end.
+
+        The lock is not re-entrant, it is waited for as long as it takes, and the death of its
+        holder releases it. On SQLite the studies of one database share it, as they share the
         database's write lock.
+
+        Args:
+            study_name: The study.
+            work: What to do. It may be begun again after it ended at any point.
+
+        Raises:
+            OutageError: The database has not answered for too long.
         """
-        return self._lock(study_name)
+
+        def once() -> Result:
+            with self._lock(study_name), self.rdb.fenced():
+                return work()
+
+        return self.rdb.through_outages(once)
 
     def close(self) -> None:
         """Close the connections; the storage opens new ones if it is used again."""
@@ -96,7 +120,13 @@ def mask(url: str) -> str:
 
 
 def open_storage(
-    url: str, *, create: bool, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRACE_S
+    url: str,
+    *,
+    create: bool,
+    heartbeat_s: int = HEARTBEAT_S,
+    grace_s: int = GRACE_S,
+    patience_s: float = PATIENCE_S,
+    wait: Callable[[float], None] = time.sleep,
 ) -> StudyStorage:
     """Open a storage.
 
@@ -105,11 +135,16 @@ def open_storage(
         create: Whether to create the file, its folder and the tables where they are missing.
         heartbeat_s: Seconds between a worker's signs of life.
         grace_s: Seconds without one after which a trial is taken from its worker.
+        patience_s: Seconds for which an outage of the open storage is waited out.
+        wait: Waits for so many seconds meanwhile; what it raises ends the waiting.
 
     Raises:
+        UnreachableError: The server does not answer.
+        MissingStudyError: There is nothing yet, and ``create`` is False.
         StorageError: It cannot be opened, or it holds something else than Optuna's studies.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Its warnings tell of each attempt of a database call; the storage tells of an outage once.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     parsed = _parsed(url)
     full = parsed.render_as_string(hide_password=False)
     shown = mask(full)
@@ -127,7 +162,7 @@ def open_storage(
             "pool_size": 1,
             "max_overflow": 3,
             "pool_pre_ping": True,  # idle connections are dropped on the way
-            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, **_KEEPALIVES},
         }
         lock = _advisory_lock(_engine(parsed))
     try:
@@ -140,7 +175,9 @@ def open_storage(
                 _serialise(rdb.engine)
             _check_schema(rdb, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise StorageError(f"{shown}: {_reason(error, parsed)}") from None
+        kind = UnreachableError if is_outage(error) else StorageError
+        raise kind(f"{shown}: {_reason(error, parsed)}") from None
+    rdb.patience_s, rdb.wait = patience_s, wait
     if parsed.get_backend_name() == "postgresql":
         lock = _advisory_lock(rdb.engine)
     return StudyStorage(url=full, shown=shown, rdb=rdb, _lock=lock)
@@ -172,7 +209,7 @@ def _parsed(url: str) -> URL:
 
 def _engine(url: URL) -> Engine:
     """Return an engine that keeps no connection."""
-    timeout = {"connect_timeout": CONNECT_TIMEOUT_S}
+    timeout = {"connect_timeout": CONNECT_TIMEOUT_S, **_KEEPALIVES}
     postgresql = url.get_backend_name() == "postgresql"
     return sqlalchemy.create_engine(
         url, poolclass=NullPool, connect_args=timeout if postgresql else {}
@@ -187,7 +224,7 @@ def _prepare_file(path: Path, shown: str, *, create: bool) -> None:
             raise StorageError(f"{shown}: the file is read-only")
         return
     if not create:
-        raise StorageError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
+        raise MissingStudyError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -249,24 +286,19 @@ def _is_empty(url: URL, shown: str, *, create: bool) -> bool:
     if "alembic_version" in tables:
         return False
     if not create:
-        raise StorageError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
+        raise MissingStudyError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
     return True
 
 
 def _rdb(
     url: str, settings: dict[str, Any], heartbeat_s: int, grace_s: int, *, create: bool
-) -> RDBStorage:
+) -> RetryingRDBStorage:
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        return RDBStorage(
+        return RetryingRDBStorage(
             url,
             engine_kwargs=settings,
             heartbeat_interval=heartbeat_s,
             grace_period=grace_s,
-            # A retry has the epoch records of its predecessor, which are user attributes; with
-            # the reports of the same epochs the pruners see what the records say.
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
-                max_retry=MAX_RETRIES, inherit_intermediate_values=True
-            ),
             skip_compatibility_check=True,
             skip_table_creation=not create,
         )
@@ -288,7 +320,7 @@ def _serialise(engine: Engine) -> None:
     engine.dispose()  # connections made before the listeners
 
 
-def _check_schema(rdb: RDBStorage, shown: str) -> None:
+def _check_schema(rdb: RetryingRDBStorage, shown: str) -> None:
     there, here = rdb.get_current_version(), rdb.get_head_version()
     if there == here:
         return
@@ -304,9 +336,7 @@ def _check_schema(rdb: RDBStorage, shown: str) -> None:
 
 def _reason(error: Exception, url: URL) -> str:
     """Return why a database refused, in one line without its password."""
-    cause: BaseException = error.__cause__ or error
-    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines()
-    text = lines[0] if lines else type(cause).__name__
+    text = first_line(error)
     if url.password:
         text = text.replace(str(url.password), "***")
     if "not a database" in text:

@@ -2,14 +2,14 @@
 
 A finished trial has the user attributes ``best_epoch``, ``f1``, ``exact``, ``best_f1``,
 ``best_exact``, ``threshold``, ``crossfit_f1``, ``train_seconds``, ``worker``, ``epochs`` (its
-epoch records), and ``stop_reason`` if it was stopped.
+epoch records), and ``stop_reason`` if it was stopped. A failed one has ``cause`` and ``error``.
 """
 
 import contextlib
 import math
 import numbers
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -22,17 +22,23 @@ from qa_hpo.search.pruning import STOP_REASONS
 
 __all__ = [
     "BASELINE",
+    "CAUSE",
     "CPU_THREADS",
+    "DEVICE_BATCH",
     "DOING",
     "EPOCHS",
     "EPOCHS_RESERVED",
     "ERROR",
+    "KEPT",
     "STOP_REASON",
     "WORKER",
+    "Kept",
     "LostTrialError",
     "epoch_records",
+    "fail",
     "finish",
     "finished_trials",
+    "kept",
     "lineage_number",
     "record_epoch",
     "trial_id",
@@ -50,17 +56,44 @@ BASELINE = "baseline"
 """User attribute: the name of the ``[[baseline]]`` entry that the trial runs."""
 CPU_THREADS = "cpu_threads"
 """User attribute: threads that the run computed with, on a CPU; its sums depend on them."""
+CAUSE = "cause"
+"""User attribute: the cause of which a trial failed, one of ``failures.Cause``."""
 ERROR = "error"
 """User attribute: what a failed trial failed of, in one line."""
+DEVICE_BATCH = "device_batch"
+"""User attribute: windows that went through the model at once, where a batch did not fit."""
 DOING = "qa_hpo:doing"
 """System attribute: what the worker is at, in words."""
+KEPT = "qa_hpo:kept"
+"""System attribute: a ``Kept`` as a dictionary."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a trial that is not finished, by the keys of the artifact store.
+
+    Attributes:
+        epoch: Finished epochs.
+        resume: What it takes to go on after them; None after the last one.
+        checkpoint: The weights of the best of them.
+        checkpoint_epoch: Which one that is.
+    """
+
+    epoch: int
+    resume: str | None
+    checkpoint: str
+    checkpoint_epoch: int
+
+    def keys(self) -> set[str]:
+        """Return the keys of all that is kept."""
+        return {key for key in (self.resume, self.checkpoint) if key is not None}
 
 
 class LostTrialError(WorkError):
     """The trial is no longer this worker's: another one finished it or took it over."""
 
 
-def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+def trial_id(trial: FrozenTrial) -> int:
     """Return the key that Optuna's storages have for ``trial``."""
     return trial._trial_id  # no public name, although every method of a storage takes it
 
@@ -74,9 +107,15 @@ def lineage_number(trial: FrozenTrial) -> int:
     return int(trial.system_attrs.get("failed_trial", trial.number))
 
 
-def epoch_records(trial: optuna.Trial | FrozenTrial) -> list[dict[str, Any]]:
+def epoch_records(trial: FrozenTrial) -> list[dict[str, Any]]:
     """Return the epoch records of ``trial``, first epoch first."""
     return sorted(trial.user_attrs.get(EPOCHS, []), key=lambda record: int(record["epoch"]))
+
+
+def kept(trial: FrozenTrial) -> Kept | None:
+    """Return what is kept of ``trial``, or None if it has not finished an epoch."""
+    stored = trial.system_attrs.get(KEPT)
+    return None if stored is None else Kept(**stored)
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -91,13 +130,24 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(competing, key=lambda trial: (-trial.user_attrs["best_f1"], trial.number))
 
 
-def record_epoch(trial: optuna.Trial, record: Mapping[str, Any]) -> bool:
+def record_epoch(
+    joined: JoinedStudy,
+    trial: FrozenTrial,
+    record: Mapping[str, Any],
+    *,
+    kept: Kept | None = None,
+) -> bool:
     """Keep what an epoch measured, and report minus its validation loss at step = epoch.
 
+    Record, report and what is kept of the epoch are written in one transaction: whoever goes on
+    with the trial finds all of an epoch or nothing of it.
+
     Args:
+        joined: The study.
         trial: The running trial.
         record: ``epoch``, counted from 1, ``val_loss`` in nats, and whatever else it measured.
             Numbers that are not finite are stored as null, and such a loss is not reported.
+        kept: Where its resume state and the best checkpoint so far are.
 
     Returns:
         Whether the epoch is new: one that is there already is left as it is.
@@ -107,28 +157,30 @@ def record_epoch(trial: optuna.Trial, record: Mapping[str, Any]) -> bool:
     """
     plain = _plain(record)
     epoch, loss = plain["epoch"], plain["val_loss"]
-    with _lost(trial.number), warnings.catch_warnings():
-        # The report goes first: a worker that dies before the record does the epoch again,
-        # and the second report of a step is ignored.
-        warnings.filterwarnings("ignore", message="The reported value is ignored")
-        if loss is not None:
-            trial.report(-loss, step=epoch)
-        records = epoch_records(trial)
+    rdb = joined.storage.rdb
+    with _lost(trial.number):
+        records = epoch_records(rdb.get_trial(trial_id(trial)))
         if any(known["epoch"] == epoch for known in records):
             return False
-        trial.set_user_attr(EPOCHS, [*records, plain])
+        rdb.write_trial(
+            trial_id(trial),
+            user_attrs={EPOCHS: [*records, plain]},
+            system_attrs={} if kept is None else {KEPT: asdict(kept)},
+            reports={} if loss is None else {epoch: -loss},
+        )
     return True
 
 
 def finish(
     joined: JoinedStudy,
-    trial: optuna.Trial,
+    trial: FrozenTrial,
     *,
     state: TrialState,
     stop_reason: str | None = None,
     attrs: Mapping[str, Any],
+    system_attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Finish a trial: its user attributes first, then state and value in one write.
+    """Finish a trial: attributes, state and value in one write.
 
     The value is ``attrs["best_f1"]`` of a complete trial, and of a pruned one where it has
     reached an epoch: pruned trials compete. (``Study.tell`` would make the last report, minus a
@@ -139,7 +191,8 @@ def finish(
         trial: The running trial.
         state: COMPLETE, PRUNED or FAIL.
         stop_reason: One of ``STOP_REASONS`` if the trial was stopped.
-        attrs: User attributes, stored one by one.
+        attrs: User attributes.
+        system_attrs: System attributes.
 
     Raises:
         LostTrialError: Another worker finished the trial.
@@ -160,10 +213,26 @@ def finish(
 
     rdb, study = joined.storage.rdb, joined.optuna_study
     with _lost(trial.number):
-        for key, value in attributes.items():
-            trial.set_user_attr(key, value)
         study.sampler.after_trial(study, rdb.get_trial(trial_id(trial)), state, values)
-        rdb.set_trial_state_values(trial_id(trial), state, values)
+        rdb.write_trial(
+            trial_id(trial),
+            user_attrs=attributes,
+            system_attrs=system_attrs,
+            state=state,
+            values=values,
+        )
+
+
+def fail(joined: JoinedStudy, trial: FrozenTrial, cause: str, error: str) -> None:
+    """Fail a trial, with its cause and what it failed of in one line.
+
+    Whoever asks next queues it again, where its cause is one that may pass.
+
+    Raises:
+        LostTrialError: Another worker finished the trial.
+    """
+    attrs = {CAUSE: str(cause), ERROR: error}
+    finish(joined, trial, state=TrialState.FAIL, attrs=attrs)
 
 
 @contextlib.contextmanager

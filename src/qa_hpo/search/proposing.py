@@ -1,0 +1,96 @@
+"""Which point of the search space a new trial gets: what the sampler draws, and nothing twice."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial
+
+from qa_hpo.parameters import Parameters
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.sampling import PerTrialTPESampler, derived_seed
+from qa_hpo.search.space import SearchSpace
+
+__all__ = ["propose"]
+
+# How often the sampler may draw a point that another trial has, and how often chance then. A space
+# of a few points runs out of them: one comes again then, with another seed.
+_SAMPLER_DRAWS = 10
+_RANDOM_DRAWS = 500
+
+
+def propose(
+    joined: JoinedStudy, trial: FrozenTrial, trials: Sequence[FrozenTrial]
+) -> dict[str, Any]:
+    """Return the searched parameters, those that apply, of a trial that has none yet.
+
+    Call it under the study's lock, so that no other worker draws the same meanwhile.
+
+    Args:
+        joined: The study.
+        trial: The trial, which runs.
+        trials: The study's trials.
+    """
+    # A view of its own: Study keeps the trials that samplers ask it for until its next ask().
+    study = copy.copy(joined.optuna_study)
+    taken = {
+        _point(joined.space.parameters_of(other.params))
+        for other in trials
+        if other.params and other.number != trial.number
+    }
+    sampler = cast("PerTrialTPESampler", study.sampler)
+    for draw in range(_SAMPLER_DRAWS):
+        sampler.begin(trial.number, draw)
+        drawn = _drawn(joined.space, _by_sampler(study, sampler, trial))
+        if _point(joined.space.parameters_of(drawn)) not in taken:
+            return drawn
+    # The sampler keeps to the best corner of a small space.
+    chance = RandomSampler(seed=derived_seed("chance", joined.file.study.seed, trial.number))
+    for _ in range(_RANDOM_DRAWS):
+        by_chance = _drawn(
+            joined.space,
+            lambda name, distribution: chance.sample_independent(study, trial, name, distribution),
+        )
+        if _point(joined.space.parameters_of(by_chance)) not in taken:
+            return by_chance
+    return drawn
+
+
+def _by_sampler(
+    study: optuna.Study, sampler: PerTrialTPESampler, trial: FrozenTrial
+) -> Callable[[str, BaseDistribution], Any]:
+    """Return what chooses as Optuna's ``Trial.suggest_…`` do: together where that is possible."""
+    space = sampler.infer_relative_search_space(study, trial)
+    together = sampler.sample_relative(study, trial, space)
+
+    def choose(name: str, distribution: BaseDistribution) -> Any:
+        if name in together and distribution._contains(
+            distribution.to_internal_repr(together[name])
+        ):
+            return together[name]
+        return sampler.sample_independent(study, trial, name, distribution)
+
+    return choose
+
+
+def _drawn(space: SearchSpace, choose: Callable[[str, BaseDistribution], Any]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+
+    def choosing(name: str, distribution: BaseDistribution) -> Any:
+        if not distribution.single():
+            chosen[name] = choose(name, distribution)
+        elif isinstance(distribution, CategoricalDistribution):
+            chosen[name] = distribution.choices[0]
+        else:
+            chosen[name] = distribution.low  # type: ignore[attr-defined]
+        return chosen[name]
+
+    space.complete(choosing)
+    return chosen
+
+
+def _point(parameters: Parameters) -> tuple[Any, ...]:
+    return tuple(parameters.model_dump().values())
