@@ -15,6 +15,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from qa_hpo import __version__
+from qa_hpo.arguments import (
+    DataArgument,
+    ForceOption,
+    JsonOption,
+    LauncherOption,
+    ModelArgument,
+    SlurmOption,
+    StorageOption,
+    StudyArgument,
+    StudyFileArgument,
+    WorkersOption,
+    WorkersPerDeviceOption,
+)
 from qa_hpo.config import (
     DEFAULT_STORAGE,
     Budget,
@@ -36,26 +49,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a study in --storage.")
-]
-StudyFileArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file.")]
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help=f"The study's database; else QA_HPO_STORAGE, the study file's, or {DEFAULT_STORAGE}.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="A SQuAD-format file, a saved data set or a hub id.")
-]
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="An exported folder, a checkpoint folder or hub id.")
-]
 
 
 def main() -> NoReturn:
@@ -185,9 +178,10 @@ def prepare(study: StudyFileArgument) -> None:
 @app.command()
 def run(
     study: StudyFileArgument,
-    workers: Annotated[
-        str, typer.Option(metavar="N|auto", help="Workers; auto: one per GPU, or one on a CPU.")
-    ] = "auto",
+    workers: WorkersOption = "auto",
+    workers_per_device: WorkersPerDeviceOption = 1,
+    launcher: LauncherOption = "local",
+    slurm: SlurmOption = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Budget of trials, in place of the study file's.")
     ] = None,
@@ -195,20 +189,26 @@ def run(
 ) -> None:
     """Create a study or continue it, until its budget is spent; then show the leaderboard.
 
+    Workers never share a GPU unless --workers-per-device says so, whoever started them. One that
+    dies is started again. Ctrl-C hands the running trials back; the same command goes on.
+
     [bold]Example:[/] qa-hpo run studies/demo.toml --workers 2
+
+    [bold]Example:[/] qa-hpo run study.toml --launcher slurm --workers 8 --slurm partition=gpu
     """
     from qa_hpo.printing import print_leaderboard, print_line
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
-    from qa_hpo.running import create_or_continue, run_workers, worker_count
+    from qa_hpo.running import create_or_continue, run_workers
+    from qa_hpo.workers.options import launch_options
 
-    count = worker_count(workers)
+    options = launch_options(launcher, workers, workers_per_device, slurm or ())
     file = load_study_file(study)
     if trials is not None:
         budget = Budget(**{**file.budget.model_dump(), "trials": trials})
         file = file.model_copy(update={"budget": budget})
     joined = create_or_continue(file, storage_url(file.study, storage))
     try:
-        complete = run_workers(joined, count)
+        complete = run_workers(joined, options)
         board = read_leaderboard(joined)
         print_line("")
         print_leaderboard(board, joined.file)
@@ -227,6 +227,9 @@ def worker(
     cpu_threads: Annotated[
         int | None, typer.Option(min=1, help="Threads to compute with on a CPU.")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Wait for a study not there yet.")
+    ] = 0.0,
 ) -> None:
     """Work on a study that exists, from any host that reaches its storage and its data.
 
@@ -236,7 +239,7 @@ def worker(
 
     logging.getLogger("qa_hpo").setLevel(logging.INFO)
     url = storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
-    work(study, url, label=label, cpu_threads=cpu_threads, debug=_debugging())
+    work(study, url, label=label, cpu_threads=cpu_threads, debug=_debugging(), wait_s=wait)
 
 
 @app.command()
@@ -312,9 +315,8 @@ def export(
     from qa_hpo.results.select import exported_trial
     from qa_hpo.running import open_study
 
-    with open_study(study, storage) as joined:
-        exported = exported_trial(joined, trial)
-    written = write_export(exported, out, force=force)
+    with open_study(study, storage) as joined, exported_trial(joined, trial) as exported:
+        written = write_export(exported, out, force=force)
     threshold = exported.best.metrics["best_f1_thresh"]
     verb = "holds" if not written else "now holds"
     typer.echo(f"{out} {verb} {exported.origin}; it answers with the threshold {threshold:g}")

@@ -8,7 +8,8 @@
     │   ├── CheckpointError     a model folder or hub id
     │   ├── ArtifactError       where checkpoints are kept
     │   └── StorageError        a study's database, or what it holds
-    │       └── UnreachableError  it does not answer, and may later
+    │       ├── MissingStudyError   it holds no such study, and may later
+    │       └── UnreachableError    it does not answer, and may later
     └── WorkError             the work itself failed                 exit code 1
         ├── DivergedError       a loss that is not a finite number
         ├── OutOfMemoryError    not even one window at a time fits
@@ -25,6 +26,7 @@ __all__ = [
     "DiskFullError",
     "DivergedError",
     "InputError",
+    "MissingStudyError",
     "OutOfMemoryError",
     "OutageError",
     "QaHpoError",
@@ -66,6 +68,10 @@ class CheckpointError(InputError):
 
 class StorageError(InputError):
     """A study storage that cannot be opened, or that holds something else."""
+
+
+class MissingStudyError(StorageError):
+    """A storage without the study that was asked for."""
 
 
 class UnreachableError(StorageError):

@@ -1,20 +1,30 @@
 """What commands print: tables and live progress on a terminal, plain lines elsewhere."""
 
+import contextlib
+import signal
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.config import StudyFile
+from qa_hpo.errors import OutageError, StorageError
 from qa_hpo.results.leaderboard import Leaderboard, Row
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
-from qa_hpo.search.study import JoinedStudy
+from qa_hpo.search.asking import release_trials
+from qa_hpo.search.budget import BudgetStep, next_step
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.retrying import first_line
+from qa_hpo.search.storage import mask
+from qa_hpo.search.study import FORGIVEN
 from qa_hpo.search.trials import DOING
-from qa_hpo.workers.local import LocalWorkers
+from qa_hpo.workers.launcher import Death, Launcher
 
 if TYPE_CHECKING:
     from qa_hpo.finetune.records import EpochRecord
@@ -27,6 +37,7 @@ __all__ = [
     "print_metrics",
     "print_preflight",
     "print_status",
+    "tell_deaths",
     "watch",
 ]
 
@@ -159,45 +170,132 @@ def _verdict(winner: Row, baseline: Row | None) -> str:
     )
 
 
-def watch(joined: JoinedStudy, workers: LocalWorkers) -> None:
-    """Show a study's progress until its workers have ended."""
+def watch(joined: JoinedStudy, launcher: Launcher) -> None:
+    """Show a study's progress, and look after its workers, until it is over or none works.
+
+    An outage of the database ends neither: the workers wait for it, and so does the progress.
+    """
     console = _console()
-    teller = _Teller(joined, workers, console)
-    if not console.is_terminal:
-        while workers.alive():
-            teller.tell(live=False)
+    teller = _Teller(joined, launcher, console)
+    with contextlib.ExitStack() as stack:
+        live = None
+        if console.is_terminal:
+            live = stack.enter_context(Live(console=console, auto_refresh=False, transient=True))
+        while True:
+            working = launcher.working()
+            now = teller.tell(live=live is not None)
+            if live is not None and now is not None:
+                live.update(render(now), refresh=True)
+            if teller.over or not working:
+                return
             time.sleep(_POLL_SECONDS)
-        teller.tell(live=False)
-        return
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while workers.alive():
-            live.update(render(teller.tell(live=True)), refresh=True)
-            time.sleep(_POLL_SECONDS)
-        teller.tell(live=True)
+
+
+def tell_deaths(joined: JoinedStudy, launcher: Launcher) -> None:
+    """Print which workers have died since the last look."""
+    _Deaths(joined, launcher, _console()).tell()
+
+
+_DATABASE_ERRORS = (StorageError, OutageError, StorageInternalError, SQLAlchemyError)
+
+
+class _Deaths:
+    """Tells of workers that died, and frees their trials for others."""
+
+    def __init__(self, joined: JoinedStudy, launcher: Launcher, console: Console) -> None:
+        self.joined = joined
+        self.launcher = launcher
+        self.console = console
+        self.unreleased: list[str] = []
+
+    def tell(self) -> None:
+        """Print each death since the last call."""
+        for worker in self.unreleased.copy():
+            if self._release(worker) is not None:
+                self.unreleased.remove(worker)
+        for death in self.launcher.poll():
+            trials = self._release(death.worker)
+            if trials is None:
+                self.unreleased.append(death.worker)
+            text = _describe(death, trials or [])
+            self.console.print(mask(text), markup=False, soft_wrap=True)
+
+    def _release(self, worker: str) -> list[int] | None:
+        """Return the trials that the worker had; None if the database does not answer."""
+        try:
+            with self.joined.storage.rdb.fenced():
+                return release_trials(self.joined, worker)
+        except _DATABASE_ERRORS:
+            return None
+
+
+def _describe(death: Death, trials: list[int]) -> str:
+    if death.code is None:
+        how = "ended unseen"
+    elif death.code < 0:
+        how = f"was ended by {_signal_name(-death.code)}"
+    else:
+        how = f"ended with code {death.code}"
+    at = f" at trial {', '.join(map(str, trials))}" if trials else ""
+    process = "" if death.pid is None else f" (process {death.pid} on {death.host})"
+    again = "started again" if death.restarted else "not started again"
+    end = f"the end of {death.log}:\n{death.tail}" if death.tail else f"its log is {death.log}"
+    return f"worker {death.worker}{process} {how}{at}, {again}; {end}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 class _Teller:
     """Tells once of everything that happens."""
 
-    def __init__(self, joined: JoinedStudy, workers: LocalWorkers, console: Console) -> None:
+    def __init__(self, joined: JoinedStudy, launcher: Launcher, console: Console) -> None:
         self.joined = joined
-        self.workers = workers
         self.console = console
+        self.deaths = _Deaths(joined, launcher, console)
+        self.over = False
+        """Whether the study is over: its budget is spent, or too many trials failed."""
         self.told = {
             trial.number
             for trial in joined.optuna_study.get_trials(deepcopy=False)
             if trial.state.is_finished()
         }
-        self.told_workers: set[str] = set()
         self.told_doing: set[tuple[int, str]] = set()
         self.told_epochs: set[tuple[int, int]] = set()
+        self.told_outage = False
 
-    def tell(self, *, live: bool) -> Snapshot:
-        """Print what is new, with each epoch unless a live table shows them."""
+    def tell(self, *, live: bool) -> Snapshot | None:
+        """Print what is new, with each epoch unless a live table shows them.
+
+        Returns:
+            How the study stands; None where the database does not answer.
+        """
+        self.deaths.tell()
+        try:
+            # At once or not at all: workers die and are started again during an outage, too.
+            with self.joined.storage.rdb.fenced():
+                now = self._progress(live=live)
+        except _DATABASE_ERRORS as error:
+            if not self.told_outage:
+                self.told_outage = True
+                self._line(
+                    f"the database does not answer; the workers wait for it ({first_line(error)})"
+                )
+            return None
+        if self.told_outage:
+            self.told_outage = False
+            self._line("the database answers again")
+        return now
+
+    def _progress(self, *, live: bool) -> Snapshot:
         for trial in self.joined.optuna_study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in self.told:
-                self.told.add(trial.number)
                 self._line(describe_trial(self.joined, trial))
+                self.told.add(trial.number)
             doing = trial.system_attrs.get(DOING, "")
             if trial.state is TrialState.RUNNING and doing.startswith("building"):
                 key = (trial.number, doing)
@@ -207,14 +305,11 @@ class _Teller:
         now = snapshot(self.joined)
         if not live:
             self._epochs(now)
-        for worker in self.workers.failed():
-            if worker.label not in self.told_workers:
-                self.told_workers.add(worker.label)
-                code = worker.process.returncode
-                self._line(
-                    f"{worker.label} (process {worker.process.pid}) ended with code {code}; "
-                    f"the end of {worker.log}:\n{worker.tail()}"
-                )
+        study = self.joined.optuna_study
+        forgiven = study.user_attrs.get(FORGIVEN, 0)
+        step = next_step(study, self.joined.file.budget, forgiven=forgiven)
+        # When hours are spent, or trials fail, others may still be at their last epoch.
+        self.over = step.step is BudgetStep.SPENT and not step.spent.running
         return now
 
     def _epochs(self, now: Snapshot) -> None:

@@ -17,35 +17,32 @@ from qa_hpo.config import (
 )
 from qa_hpo.errors import InputError, WorkError
 from qa_hpo.paths import CONFIG_NAME, CachePaths, StudyPaths
-from qa_hpo.printing import print_epoch, print_line, print_preflight, watch
+from qa_hpo.printing import print_epoch, print_line, print_preflight, tell_deaths, watch
 from qa_hpo.results.progress import headline, snapshot
+from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.budget import BudgetStep, next_step
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import FORGIVEN, JoinedStudy, create_study, load_study
-from qa_hpo.workers.local import LocalWorkers, gpus
+from qa_hpo.search.study import FORGIVEN, create_study, load_study
+from qa_hpo.workers.launcher import Job, Launcher, signals_held
+from qa_hpo.workers.options import LaunchOptions, make_launcher
 
-__all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once", "worker_count"]
+__all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once"]
 
-
-def worker_count(asked_for: str) -> int:
-    """Return how many workers to start; ``auto`` is one per GPU, and one on a CPU.
-
-    Raises:
-        InputError: It is neither ``auto`` nor a number from 1.
-    """
-    if asked_for == "auto":
-        return max(1, len(gpus()))
-    if not asked_for.isdecimal() or int(asked_for) == 0:
-        raise InputError(f"--workers: {asked_for!r} is neither auto nor a number from 1")
-    return int(asked_for)
+_INTERRUPTED = (
+    "Interrupted: the running trials are handed back (Ctrl-C again stops at once). "
+    "The same command goes on."
+)
+# For how long workers may end by themselves when the study is over.
+_PATIENCE_S = 15.0
 
 
 def look(file: StudyFile) -> dict[str, str]:
     """Look at everything a study needs, and print what it has.
 
     Returns:
-        The fingerprints of its corpora.
+        The fingerprints of its corpora and starts.
 
     Raises:
         InputError: Something cannot be used.
@@ -53,14 +50,15 @@ def look(file: StudyFile) -> dict[str, str]:
     space = SearchSpace(file)
     for entry in file.baseline:
         space.baseline(entry)
-    _check_writable(file.artifacts.path)
+    open_store(file.artifacts.folder).check()
     # Imported here: the other commands on studies start without torch.
     from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
-    from qa_hpo.finetune.preflight import preflight  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import fingerprints, preflight  # noqa: PLC0415
 
-    found = preflight(file, Inputs(CachePaths()))
+    inputs = Inputs(CachePaths())
+    found = preflight(file, inputs)
     print_preflight(found.train, found.validation, found.starts)
-    return {"train": found.train.fingerprint, "validation": found.validation.fingerprint}
+    return fingerprints(file, inputs)
 
 
 def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
@@ -79,27 +77,59 @@ def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
     return joined
 
 
-def run_workers(joined: JoinedStudy, count: int) -> bool:
-    """Run workers on this host until the study's budget is spent.
+def run_workers(joined: JoinedStudy, options: LaunchOptions) -> bool:
+    """Run workers until the study is over, or none of them works any more.
+
+    Args:
+        joined: The study.
+        options: How the workers are launched.
 
     Returns:
-        Whether it is; the workers may have ended for another reason.
+        Whether the study's budget is spent; the workers may have ended for another reason.
+
+    Raises:
+        InputError: As many workers cannot be had.
+        WorkError: They cannot be started.
+        KeyboardInterrupt: The run was told to end, and its workers have.
     """
     if _spent(joined):
         print_line("The budget is spent: nothing to do. --trials N gives it more.")
         return True
     name = joined.file.study.name
-    paths = StudyPaths(joined.file.artifacts.path, name)
+    logs = StudyPaths(joined.file.artifacts.path, name).logs
+    job = Job(name, joined.storage.url, logs, options.count, options.per_device)
+    launcher = make_launcher(options, job)
     with _told_to_end_by_signals():
-        workers = LocalWorkers(name, joined.storage.url, paths, count)
         try:
-            watch(joined, workers)
+            launcher.start()
+            watch(joined, launcher)
+            launcher.stop(_PATIENCE_S)
+            tell_deaths(joined, launcher)
         except KeyboardInterrupt:
-            print_line("Interrupted: the running trials are handed back. The same command goes on.")
+            _stop(launcher, _INTERRUPTED)
             raise
-        finally:
-            workers.stop()
+        except BaseException:
+            _stop(launcher)
+            raise
     return _spent(joined)
+
+
+def _stop(launcher: Launcher, words: str = "") -> None:
+    """Stop the workers; at once, should Ctrl-C be pressed (again) meanwhile."""
+    try:
+        if threading.current_thread() is threading.main_thread():
+            # A service manager sends both, and a terminal that is closed sends one twice: they
+            # say the same as before. What they were is set right where they were changed.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if words:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print_line(words)
+        launcher.stop()
+    except KeyboardInterrupt:
+        with signals_held():
+            launcher.kill()
+        raise
 
 
 @contextlib.contextmanager
@@ -182,12 +212,3 @@ def open_study(study: str, storage: str | None) -> Iterator[JoinedStudy]:
         yield load_study(name, opened)
     finally:
         opened.close()
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"artifacts.folder: {folder}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"artifacts.folder: {folder}: is not writable")

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,17 +18,28 @@ from optuna.trial import FrozenTrial, TrialState
 
 from processes import finished, start
 from qa_hpo.config import StudyFile
-from qa_hpo.errors import StorageError, WorkError
+from qa_hpo.errors import (
+    ArtifactError,
+    CheckpointError,
+    DiskFullError,
+    DivergedError,
+    OutageError,
+    OutOfMemoryError,
+    StorageError,
+    WindowError,
+    WorkError,
+)
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import fine_tune
-from qa_hpo.paths import CachePaths, StudyPaths
+from qa_hpo.paths import CachePaths
 from qa_hpo.results.select import run_config
 from qa_hpo.search.budget import BudgetStep
+from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import JoinedStudy, create_study, load_study
+from qa_hpo.search.study import create_study, load_study
 from qa_hpo.search.trials import epoch_records
-from qa_hpo.workers.local import LocalWorkers
 from qa_hpo.workers.worker import work
 from tiny import squad, study_file
 
@@ -53,10 +66,7 @@ class Place:
         file = study_file(self.tiny, self.folder / "artifacts", **sections)
         inputs = Inputs(CachePaths(self.folder / "cache"))
         with self.storage(create=True) as storage:
-            train = inputs.train_corpus(file.data.train, file.data.train_limit)
-            validation = inputs.validation_corpus(file.data)
-            fingerprints = {"train": train.fingerprint, "validation": validation.fingerprint}
-            create_study(file, storage, fingerprints=fingerprints)
+            create_study(file, storage, fingerprints=fingerprints(file, inputs))
         return file
 
     @contextlib.contextmanager
@@ -153,7 +163,20 @@ def test_it_refuses_other_data(place: Place, tmp_path: Path) -> None:
     data = Path(shutil.copy(place.tiny / "train.json", tmp_path / "train.json"))
     place.create(data={"train": str(data)})
     data.write_text(json.dumps(squad(240, seed=8)))
-    with pytest.raises(StorageError, match=r"data\.train is not the corpus the study was created"):
+    with pytest.raises(StorageError, match=r"data\.train is not the one that the study "):
+        work("tiny", place.url)
+    assert place.trials() == []
+
+
+def test_it_refuses_another_start(place: Place, tmp_path: Path) -> None:
+    base = shutil.copytree(place.tiny / "base", tmp_path / "base")
+    place.create(starts={"base": str(base)})
+    with (base / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(StorageError, match=r"starts\.base is not the one that the study was "):
+        work("tiny", place.url)
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match=r"starts\.base: .*base: no such checkpoint folder"):
         work("tiny", place.url)
     assert place.trials() == []
 
@@ -161,49 +184,109 @@ def test_it_refuses_other_data(place: Place, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------ trials that fail
 
 
+def fails(monkeypatch: pytest.MonkeyPatch, *attempts: int, error: Exception) -> None:
+    """Let the trials of these numbers fail of ``error``, all if none is given."""
+    own = Objective.run
+
+    def failing(self: Objective, asked: Any) -> Any:
+        if not attempts or asked.trial.number in attempts:
+            raise error
+        return own(self, asked)
+
+    monkeypatch.setattr(Objective, "run", failing)
+
+
 def test_a_study_whose_trials_fail_ends_with_the_cause(
-    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = shutil.copytree(place.tiny / "base", tmp_path / "base")
     place.create(starts={"base": str(base)})
-    shutil.rmtree(base)
+    own = Objective.run
+
+    def vanishing(self: Objective, asked: Any) -> Any:
+        shutil.rmtree(base, ignore_errors=True)
+        return own(self, asked)
+
+    monkeypatch.setattr(Objective, "run", vanishing)
     with pytest.raises(WorkError, match="study 'tiny' ends: 3 trials failed and 0 finished") as end:
         work("tiny", place.url)
-    cause = f"{base}: no such checkpoint folder (looked in {Path.cwd()})"
-    assert str(end.value).endswith(f", the last of them of: {cause}")
+    error = f"{base}: no such checkpoint folder (looked in {Path.cwd()})"
+    assert str(end.value).endswith(f", the last of them of: {error}")
     assert "\n" not in str(end.value)
     trials = place.trials()
     assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
-    assert [trial.user_attrs["error"] for trial in trials] == [cause] * 3
+    assert [trial.user_attrs["error"] for trial in trials] == [error] * 3
+    assert [trial.user_attrs["cause"] for trial in trials] == ["data"] * 3
     assert [trial.value for trial in trials] == [None] * 3
+    assert len({trial.params["learning_rate"] for trial in trials}) == 3  # none is tried again
     assert [f"trial {n} failed" in caplog.text for n in range(4)] == [True, True, True, False]
 
 
-def test_one_trial_that_fails_does_not_end_the_study(
+def test_an_error_that_does_not_come_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.create(**SHORT, budget={"trials": 2})
+    fails(monkeypatch, 0, error=ZeroDivisionError("by what?\n  By zero."))
+    assert not work("tiny", place.url).failing
+    failed, retry, other = place.trials()
+    assert [trial.state for trial in (failed, retry, other)] == [
+        TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE
+    ]  # fmt: skip
+    assert failed.user_attrs["error"] == "ZeroDivisionError: by what? By zero."
+    assert failed.user_attrs["cause"] == "error"
+    assert retry.params == failed.params
+    assert measured(epoch_records(retry)) == place.alone(1)
+    assert other.params != failed.params
+
+
+def test_an_error_that_comes_again_is_not_tried_for_ever(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.create(**SHORT, budget={"trials": 2})
-    own = Objective.run
+    fails(monkeypatch, 0, 1, error=ZeroDivisionError("by zero"))
+    assert work("tiny", place.url).spent.failed == 1  # one trial, in two attempts
+    trials = place.trials()
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 2 + [TrialState.COMPLETE] * 2
+    assert trials[1].params == trials[0].params
+    assert len({trial.params["learning_rate"] for trial in trials}) == 3
 
-    def fails_once(self: Objective, asked: Any) -> Any:
-        if asked.trial.number == 0:
-            raise ZeroDivisionError("by what?\n  By zero.")
-        return own(self, asked)
 
-    monkeypatch.setattr(Objective, "run", fails_once)
-    assert not work("tiny", place.url).failing
-    states = [trial.state for trial in place.trials()]
-    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
-    assert place.trials()[0].user_attrs["error"] == "ZeroDivisionError: by what? By zero."
+@pytest.mark.parametrize(
+    ("error", "cause", "attempts"),
+    [
+        (OutOfMemoryError("one window does not fit"), "oom", 1),
+        (DivergedError("the start diverged"), "diverged", 1),
+        (WindowError("too short"), "data", 1),
+        (OutageError("no answer"), "database", 4),
+        (ArtifactError("no bucket"), "artifacts", 4),
+        (DiskFullError("full"), "disk", 4),
+        (OSError(28, "No space left on device"), "disk", 4),
+        (RuntimeError("what?"), "error", 2),
+    ],
+)
+def test_causes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str, attempts: int
+) -> None:
+    place.create(**SHORT, budget={"trials": 2})
+    fails(monkeypatch, *range(attempts), error=error)
+    work("tiny", place.url)
+    trials = place.trials()
+    states = [TrialState.FAIL] * attempts + [TrialState.COMPLETE] * 2
+    assert [trial.state for trial in trials] == states
+    assert {trial.user_attrs["cause"] for trial in trials[:attempts]} == {cause}
+    assert len({trial.params["learning_rate"] for trial in trials[:attempts]}) == 1
+
+
+def test_a_broken_gpu_ends_its_worker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.create(**SHORT)
+    fails(monkeypatch, error=RuntimeError("CUDA error: unspecified launch failure"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        work("tiny", place.url)
+    (trial,) = place.trials()  # another process tries it again
+    assert (trial.state, trial.user_attrs["cause"]) == (TrialState.FAIL, "error")
 
 
 def test_debugging_lets_the_error_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.create(**SHORT)
-
-    def fails(*_: Any) -> Any:
-        raise ZeroDivisionError("by zero")
-
-    monkeypatch.setattr(Objective, "run", fails)
+    fails(monkeypatch, error=ZeroDivisionError("by zero"))
     with pytest.raises(ZeroDivisionError):
         work("tiny", place.url, debug=True)
     (trial,) = place.trials()
@@ -215,37 +298,40 @@ def test_debugging_lets_the_error_out(place: Place, monkeypatch: pytest.MonkeyPa
 # ------------------------------------------------------------------------ workers that end
 
 
-def check_two_attempts(place: Place) -> None:
-    """The trial ended its first worker's attempt; the second went on after its last epoch."""
-    first, second = place.trials()
-    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    before, after = epoch_records(first), epoch_records(second)
+def check_gone_on(place: Place, before: list[dict[str, Any]], trial: FrozenTrial) -> None:
+    """A worker ended after the epochs ``before``, and the trial was finished by another one."""
+    assert trial.state is TrialState.COMPLETE
+    after = epoch_records(trial)
     assert 2 <= len(before) < 12
     assert after[: len(before)] == before  # by their times, too: nothing was done again
     assert [record["epoch"] for record in after] == list(range(1, 13))
-    assert second.intermediate_values == {r["epoch"]: -r["val_loss"] for r in after}
-    assert measured(after) == place.alone(1)
-    paths = StudyPaths(place.folder / "artifacts", "tiny")
-    assert [path.name for path in paths.folder.glob("trial-*")] == ["trial-00000"]
-    checkpoint = f"epoch-{second.user_attrs['best_epoch']:04d}"
-    assert [path.name for path in paths.run(0).checkpoints()] == [checkpoint]
-    assert not paths.run(0).resume.exists()
+    assert trial.intermediate_values == {r["epoch"]: -r["val_loss"] for r in after}
+    assert measured(after) == place.alone(trial.number)
+    # The best checkpoint is kept, and nothing to go on from; nothing is left where it trained.
+    best = trial.user_attrs["best_epoch"]
+    (key,) = [path.name for path in (place.folder / "artifacts").iterdir() if path.is_file()]
+    assert int(key.split("-")[2]) == best
+    assert list((place.folder / "cache" / "runs").glob("run-*")) == []
 
 
 @pytest.mark.slow
-def test_a_worker_told_to_end_hands_its_trial_back(place: Place) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_end_hands_its_trial_back(place: Place, number: int) -> None:
     place.create(**LONG)
     child = worker_process(place)
     place.wait_for_epoch(2, child)
-    child.terminate()
-    finished(child, code=128 + signal.SIGTERM, seconds=20)
-    first, second = place.trials()
-    assert (first.state, second.state) == (TrialState.FAIL, TrialState.WAITING)
-    assert epoch_records(second) == epoch_records(first)
+    assert child.pid is not None
+    os.kill(child.pid, number)
+    # Python's own end by KeyboardInterrupt is code 1 in such a child.
+    finished(child, code=143 if number == signal.SIGTERM else 1, seconds=20)
+    (trial,) = place.trials()
+    assert trial.state is TrialState.WAITING
+    before = epoch_records(trial)
     begun = time.monotonic()
     assert work("tiny", place.url).spent.trials == 1
     assert time.monotonic() - begun < 30  # no waiting for signs of life
-    check_two_attempts(place)
+    (trial,) = place.trials()
+    check_gone_on(place, before, trial)
 
 
 def test_an_interrupt_hands_the_trial_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +347,34 @@ def test_an_interrupt_hands_the_trial_back(place: Place, monkeypatch: pytest.Mon
         patch.setattr(Objective, "stop_reason", interrupted)
         with pytest.raises(KeyboardInterrupt):
             work("tiny", place.url)
-    assert [trial.state for trial in place.trials()] == [TrialState.FAIL, TrialState.WAITING]
+    (trial,) = place.trials()
+    assert trial.state is TrialState.WAITING
+    before = epoch_records(trial)
     work("tiny", place.url)
-    check_two_attempts(place)
+    (trial,) = place.trials()
+    check_gone_on(place, before, trial)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_the_worker_at_once(place: Place) -> None:
+    place.create(**LONG)
+    child = start(work_that_hands_back_for_long, place.url, str(place.folder / "cache"))
+    place.wait_for_epoch(2, child)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGINT)
+    time.sleep(1)
+    assert child.is_alive()
+    os.kill(child.pid, signal.SIGINT)
+    finished(child, code=-signal.SIGINT, seconds=5)
+    (trial,) = place.trials()
+    assert trial.state is TrialState.RUNNING
+
+
+def work_that_hands_back_for_long(url: str, cache: str) -> None:
+    from qa_hpo.workers import worker
+
+    worker.hand_back = lambda *_: time.sleep(60)
+    work_apart(url, cache, {})
 
 
 @pytest.mark.slow
@@ -277,7 +388,53 @@ def test_a_killed_workers_trial_is_retried(place: Place) -> None:
     (trial,) = place.trials()
     assert trial.state is TrialState.RUNNING  # nobody knows yet
     work("tiny", place.url, **soon)
-    check_two_attempts(place)
+    first, second = place.trials()
+    assert (first.state, first.user_attrs["cause"]) == (TrialState.FAIL, "worker died")
+    check_gone_on(place, epoch_records(first), second)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_it_can_tell_trains_nothing_again(
+    place: Place, tmp_path: Path
+) -> None:
+    """All epochs are recorded, and the worker is killed before it finishes the trial."""
+    place.create(**{**LONG, "training": {"epochs": 3, "cpu_threads": 1}})
+    child = start(work_and_die_in, place.url, str(place.folder / "cache"), "finish")
+    finished(child, code=-signal.SIGKILL)
+    (trial,) = place.trials()
+    assert (trial.state, len(epoch_records(trial))) == (TrialState.RUNNING, 3)
+    time.sleep(3.5)
+    child = start(work_and_die_in, place.url, str(place.folder / "cache"), "fine_tune")
+    finished(child)  # it never needs to fine-tune
+    _, second = place.trials()
+    assert second.state is TrialState.COMPLETE
+    assert epoch_records(second) == epoch_records(trial)
+    assert second.value == max(record["best_f1"] for record in epoch_records(trial))
+
+
+def work_and_die_in(url: str, cache: str, name: str) -> None:
+    from processes import dies_in
+    from qa_hpo.search import objective
+
+    dies_in(objective, name, 1)
+    work_apart(url, cache, {"heartbeat_s": 1, "grace_s": 2})
+
+
+@pytest.mark.slow
+def test_a_suspended_worker_drops_the_trial_that_was_taken_over(place: Place) -> None:
+    place.create(**LONG)
+    soon = {"heartbeat_s": 1, "grace_s": 2}
+    child = worker_process(place, **soon, label="suspended")
+    place.wait_for_epoch(2, child)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    work("tiny", place.url, **soon, label="other")
+    os.kill(child.pid, signal.SIGCONT)
+    finished(child)  # it drops its work and finds the budget spent
+    first, second = place.trials()
+    assert first.user_attrs["worker"] == "suspended"
+    assert second.user_attrs["worker"] == "other"
+    check_gone_on(place, epoch_records(first), second)
 
 
 @pytest.mark.slow
@@ -308,42 +465,49 @@ def test_workers_share_the_budget_exactly(place: Place) -> None:
 # ------------------------------------------------------------------------ the command
 
 
+@contextlib.contextmanager
+def command(place: Place) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qa_hpo", "worker", "--study", "tiny", "--label", "me"],
+        env={**os.environ, "QA_HPO_STORAGE": place.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
-def test_the_command_ends_with_the_cause_and_code_1(place: Place, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_cause_and_code_2(place: Place, tmp_path: Path) -> None:
     base = shutil.copytree(place.tiny / "base", tmp_path / "base")
     place.create(starts={"base": str(base)})
     shutil.rmtree(base)
-    paths = StudyPaths(tmp_path / "artifacts", "tiny")
-    workers = LocalWorkers("tiny", place.url, paths, 1)
-    try:
-        (worker,) = workers.workers
-        assert worker.process.wait(60) == 1
-    finally:
-        workers.stop()
-    assert worker.tail(1).startswith("error: study 'tiny' ends: 3 trials failed and 0 finished")
-    log = worker.log.read_text()
-    assert "trial 0 failed:" in log
-    assert "Traceback" not in log
-    assert {trial.user_attrs["worker"] for trial in place.trials()} == {"worker-1"}
+    with command(place) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output == (
+        f"error: starts.base: {base}: no such checkpoint folder (looked in {Path.cwd()})\n"
+    )
 
 
 @pytest.mark.slow
-def test_the_command_hands_back_what_stop_ends(place: Place, tmp_path: Path) -> None:
+def test_the_command_hands_back_when_it_is_told_to_end(place: Place) -> None:
     place.create(**{**LONG, "training": {"epochs": 200, "cpu_threads": 1}})
-    paths = StudyPaths(tmp_path / "artifacts", "tiny")
-    workers = LocalWorkers("tiny", place.url, paths, 1)
-    try:
-        process = workers.workers[0].process
+    with command(place) as process:
         deadline = time.monotonic() + 60
         while not any(epoch_records(trial) for trial in place.trials()):
-            assert process.poll() is None, workers.workers[0].tail(30)
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    finally:
-        workers.stop()
+        process.terminate()
+        log, _ = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
-    assert [trial.state for trial in place.trials()] == [TrialState.FAIL, TrialState.WAITING]
-    log = workers.workers[0].log.read_text()
+    (trial,) = place.trials()
+    assert (trial.state, trial.user_attrs["worker"]) == (TrialState.WAITING, "me")
     assert "told to end; trial 0 is handed back" in log
     assert "Traceback" not in log
     assert "epoch 1 of 200: training loss" in log

@@ -1,131 +1,270 @@
-"""Workers on this host: one process each, which share its GPUs or its cores."""
+"""Workers on this host: one process each, with a GPU of its own or a share of the cores."""
 
 import os
-import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qa_hpo.paths import StudyPaths
+from qa_hpo.errors import InputError, WorkError
+from qa_hpo.workers.launcher import (
+    GRACE_S,
+    Death,
+    Job,
+    Launcher,
+    cores,
+    label_of,
+    log_of,
+    reserve_name,
+    shared_threads,
+    signals_held,
+    start_worker,
+    tail,
+    worker_command,
+    worker_environment,
+)
+from qa_hpo.workers.leases import Gpu, Lease, Leases, gpus
+from qa_hpo.workers.restarts import Restarts
 
-__all__ = ["LocalWorkers", "Worker", "gpus"]
+__all__ = ["LocalLauncher", "check_local"]
 
-# How long workers may take to hand their trials back before they are killed.
-_GRACE_SECONDS = 20.0
-_TAIL_BYTES = 4000
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A worker process, and the log that it writes."""
-
-    label: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def tail(self, lines: int = 5) -> str:
-        """Return the last lines of the log."""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-        return "\n".join(text.strip().splitlines()[-lines:])
-
-
-def gpus() -> list[str]:
-    """Return the names, as ``CUDA_VISIBLE_DEVICES`` has them, of the GPUs that may be used.
-
-    Asked of the driver's own tool: torch would take seconds, and memory on each GPU.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        return [name for name in names if name not in {"", "-1"}]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    asked = subprocess.run(
-        [tool, "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode != 0:
-        return []
-    # Without a device it may say so in words, and call that a success.
-    return [line for line in asked.stdout.split("\n") if line.strip().isdecimal()]
+_LOOK_S = 0.05
 
 
-class LocalWorkers:
-    """Starts workers of a study on this host and looks after them.
+def check_local(count: int | None, per_device: int) -> None:
+    """Check that as many workers can be had on this host now.
 
     Args:
-        study: The study's name.
-        url: Its storage.
-        paths: Where the workers' logs go.
-        count: How many workers.
+        count: How many; None for as many as there are free GPUs.
+        per_device: How many workers may share a GPU.
+
+    Raises:
+        InputError: They cannot; the message says what would be possible.
+    """
+    devices = gpus()
+    if devices:
+        leases = Leases(devices)
+        free = leases.free(per_device)
+        if free < (count or 1):
+            raise InputError(_too_few(leases, count, per_device, free))
+
+
+def _too_few(leases: Leases, count: int | None, per_device: int, free: int) -> str:
+    total = len(leases.devices)
+    wanted = count or 1
+    denser = range(per_device + 1, per_device + wanted + 1)
+    more = next((number for number in denser if leases.free(number) >= wanted), None)
+    hint = (
+        "wait for the workers that hold the others to end"
+        if more is None
+        else f"--workers-per-device {more} would let them share"
+    )
+    names = ", ".join(gpu.name for gpu in leases.devices)
+    each = "" if per_device == 1 else f" with {per_device} workers on each"
+    if count is None:
+        return f"--workers: none of {total} GPUs ({names}) is free{each}; {hint}"
+    if free == 0:
+        have = f"none of {total} GPUs ({names}) is free"
+    elif per_device == 1:
+        have = f"{free} of {total} GPUs ({names}) {'is' if free == 1 else 'are'} free"
+    else:
+        have = f"{total} GPUs ({names}) have room for {free}"
+    return f"--workers: {count} are asked for and {have}{each}; {hint}"
+
+
+class _Worker:
+    """One worker, in all its processes: the first and those that took its place."""
+
+    def __init__(self, index: int, lease: Lease | None) -> None:
+        self.index = index
+        self.lease = lease
+        self.restarts = Restarts()
+        self.restart = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.due: float | None = None
+        """When to start the next process, by the monotonic clock."""
+
+    def close(self) -> None:
+        """Give up the lease, as no process will follow."""
+        self.due = None
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
+
+
+class LocalLauncher:
+    """Starts workers of a study on this host and looks after them.
+
+    Each has a GPU that no other worker of this host's user has, or shares it with as many as
+    ``job.per_device`` allows. Without a GPU they share the cores.
+
+    Args:
+        job: What to launch. Its count, if left out, is one for each free GPU, or for the CPU,
+            times ``per_device``.
+        devices: The GPUs to use; those of the host that may be seen, if left out.
+        leases: The folder of the locks of GPUs, if it is not the user's usual one.
+        grace_s: Seconds that workers may take to hand their trials back.
     """
 
-    def __init__(self, study: str, url: str, paths: StudyPaths, count: int) -> None:
-        self.workers = []
-        devices = gpus()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = max(1, (cores or 1) // count)
+    def __init__(
+        self,
+        job: Job,
+        *,
+        devices: Sequence[Gpu] | None = None,
+        leases: Path | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self.job = job
+        self.leases = Leases(gpus() if devices is None else devices, leases)
+        self.grace_s = grace_s
+        self.name = ""
+        self._threads: int | None = None
+        self._workers: list[_Worker] = []
+        self._deaths: list[Death] = []
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start a worker on each GPU that is free, or as many as were asked for.
+
+        Raises:
+            InputError: There are not enough free GPUs.
+            WorkError: A log cannot be written, or the host takes no more processes.
+        """
         try:
-            for index in range(1, count + 1):
-                device = devices[(index - 1) % len(devices)] if devices else None
-                self.workers.append(_start(study, url, paths, index, device, threads))
-        except BaseException:
-            self.stop()
-            raise
+            with signals_held():
+                self._workers = [_Worker(index, lease) for index, lease in self._shares()]
+            self.name = reserve_name(self.job.logs)
+            for worker in self._workers:
+                self._start(worker)
+        except OSError as error:
+            self.kill()
+            raise WorkError(f"a worker cannot be started: {error}") from None
 
-    def alive(self) -> list[Worker]:
-        """Return the workers that still work."""
-        return [worker for worker in self.workers if worker.process.poll() is None]
+    def poll(self) -> list[Death]:
+        """Return the deaths since the last call, and start again whose delay has passed."""
+        self._look()
+        for worker in self._workers:
+            over = worker.due is not None and worker.due <= time.monotonic()
+            if over and not self._stopping:
+                self._start_again(worker)
+        deaths, self._deaths = self._deaths, []
+        return deaths
 
-    def failed(self) -> list[Worker]:
-        """Return the workers that ended with an error."""
-        return [worker for worker in self.workers if worker.process.poll() not in {None, 0}]
+    def working(self) -> int:
+        """Return how many workers work or will be started again."""
+        self._look()
+        return sum(worker.process is not None or worker.due is not None for worker in self._workers)
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = 0.0) -> None:
         """Tell the workers to hand their trials back and end; kill those that do not."""
-        for worker in self.alive():
-            worker.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for worker in self.workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
+        self._stopping = True
+        self._wait(patience_s)
+        for worker in self._workers:
+            worker.due = None
+            if worker.process is not None:
+                # Not those that have ended: their deaths are still to be told.
+                worker.process.send_signal(signal.SIGTERM)
+        self._wait(self.grace_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the workers at once, with whatever they have started."""
+        self._stopping = True
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is None:
+                os.killpg(worker.process.pid, signal.SIGKILL)
+        for worker in self._workers:
+            if worker.process is not None:
                 worker.process.wait()
+                self._ended(worker, worker.process)
+            worker.close()
 
+    def processes(self) -> "list[subprocess.Popen[bytes]]":
+        """Return the processes of the workers that work."""
+        return [worker.process for worker in self._workers if worker.process is not None]
 
-def _start(
-    study: str, url: str, paths: StudyPaths, index: int, device: str | None, threads: int
-) -> Worker:
-    environment = dict(os.environ)
-    # The storage's URL may hold a password, which arguments would show to everyone on this host.
-    environment["QA_HPO_STORAGE"] = url
-    command = [sys.executable, "-m", "qa_hpo", "worker", "--study", study]
-    label = f"worker-{index}"
-    command += ["--label", label]
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
-    else:
-        environment["OMP_NUM_THREADS"] = str(threads)
-        command += ["--cpu-threads", str(threads)]
-    log = paths.worker_log(index)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            # Ctrl-C reaches this process alone, which then tells its workers to end in good order.
-            start_new_session=True,
+    def _shares(self) -> list[tuple[int, Lease | None]]:
+        """Return each worker's number and its lease."""
+        job = self.job
+        if not self.leases.devices:
+            count = job.count or job.per_device
+            self._threads = shared_threads(cores(), count)
+            return [(index, None) for index in range(1, count + 1)]
+        taken = self.leases.take(job.count, job.per_device)
+        if len(taken) < (job.count or 1):
+            for lease in taken:
+                lease.close()
+            raise InputError(_too_few(self.leases, job.count, job.per_device, len(taken)))
+        return list(enumerate(taken, start=1))
+
+    def _start(self, worker: _Worker) -> None:
+        lease = worker.lease
+        # A worker with a GPU takes as many threads as it likes: they mostly wait.
+        extra = {} if lease is None else {"CUDA_VISIBLE_DEVICES": lease.gpu.name}
+        label = label_of(self.name, worker.index, worker.restart)
+        with signals_held():
+            worker.restarts.started()
+            worker.process = start_worker(
+                worker_command(self.job.study, label, self._threads),
+                worker_environment(self.job.url, self._threads, extra),
+                log_of(self.job.logs, self.name, worker.index),
+                keep_open=() if lease is None else lease.files,
+            )
+
+    def _start_again(self, worker: _Worker) -> None:
+        worker.due = None
+        worker.restart += 1
+        try:
+            self._start(worker)
+        except OSError as error:  # a full disk, no more processes: perhaps later
+            self._died(worker, None, 1, str(error))
+
+    def _look(self) -> None:
+        """Note which workers have ended."""
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is not None:
+                self._ended(worker, worker.process)
+
+    def _ended(self, worker: _Worker, process: "subprocess.Popen[bytes]") -> None:
+        worker.process = None
+        code = process.returncode
+        told_to = self._stopping and code in {-signal.SIGTERM, 128 + signal.SIGTERM}
+        if code == 0 or told_to:
+            worker.close()
+            return
+        log = log_of(self.job.logs, self.name, worker.index)
+        self._died(worker, process.pid, code, tail(log))
+
+    def _died(self, worker: _Worker, pid: int | None, code: int, text: str) -> None:
+        delay = worker.restarts.ended(code)
+        if delay is None or self._stopping:
+            worker.close()
+        else:
+            worker.due = time.monotonic() + delay
+        self._deaths.append(
+            Death(
+                worker=label_of(self.name, worker.index, worker.restart),
+                host=socket.gethostname(),
+                pid=pid,
+                code=code,
+                log=log_of(self.job.logs, self.name, worker.index),
+                tail=text,
+                restarted=worker.due is not None,
+            )
         )
-    return Worker(label, process, log)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until all workers have ended, for so many seconds at most."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._look()
+            if not any(worker.process for worker in self._workers):
+                return
+            time.sleep(_LOOK_S)
+
+
+if TYPE_CHECKING:
+    _: type[Launcher] = LocalLauncher

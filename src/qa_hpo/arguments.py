@@ -1,0 +1,59 @@
+"""Arguments and options that commands of the command line share, or that need many words."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qa_hpo.config import DEFAULT_STORAGE
+
+__all__ = [
+    "DataArgument",
+    "ForceOption",
+    "JsonOption",
+    "LauncherOption",
+    "ModelArgument",
+    "SlurmOption",
+    "StorageOption",
+    "StudyArgument",
+    "StudyFileArgument",
+    "WorkersOption",
+    "WorkersPerDeviceOption",
+]
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a study in --storage.")
+]
+StudyFileArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file.")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help=f"The study's database; else QA_HPO_STORAGE, the study file's, or {DEFAULT_STORAGE}.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="A SQuAD-format file, a saved data set or a hub id.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An exported folder, a checkpoint folder or hub id.")
+]
+WorkersOption = Annotated[
+    str, typer.Option(metavar="N|auto", help="Workers; auto: one per free GPU, or one on a CPU.")
+]
+WorkersPerDeviceOption = Annotated[
+    int,
+    typer.Option(metavar="N", help="Workers that may share a GPU; without one, this host's CPU."),
+]
+LauncherOption = Annotated[
+    str, typer.Option(metavar="local|ray|slurm", help="What starts the workers, and where.")
+]
+SlurmOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="A parameter of the Slurm jobs, such as partition=gpu; may be repeated.",
+    ),
+]

@@ -1,0 +1,73 @@
+"""Workers that are killed and a database that is stopped, under a real `qa-hpo run`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.chaos import Chaos
+from bench.postgres import OwnPostgres
+from optuna.trial import TrialState
+
+from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.run import fine_tune
+from qa_hpo.paths import CachePaths
+from qa_hpo.results.select import run_config
+from qa_hpo.search.failures import lineages
+from qa_hpo.search.storage import open_storage
+from qa_hpo.search.study import load_study
+from qa_hpo.search.trials import epoch_records
+from tiny import study_file
+
+
+def measured(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if "seconds" not in k} for record in records]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_nothing_is_lost(database: str, tiny: Path, tmp_path: Path) -> None:
+    file = study_file(
+        tiny,
+        Path("artifacts"),
+        training={"epochs": 12, "cpu_threads": 1},
+        pruning={"control_fraction": 1.0},
+        budget={"trials": 10},
+    )
+    server = OwnPostgres() if database == "postgres" else None
+    try:
+        url = server.url("chaos") if server else f"sqlite:///{tmp_path}/study.db"
+        outcome = Chaos(
+            file=file,
+            folder=tmp_path / "it's ünusual",
+            url=url,
+            workers=3,
+            kills=6,
+            seconds_between=(0.5, 2.5),
+            server=server,
+            outages=2 if server else 0,
+            outage_seconds=2.0,
+        ).run()
+        assert outcome.code == 0, outcome.output
+        assert outcome.finished == outcome.budget == 10
+        assert outcome.kills >= 3, outcome.output
+        assert outcome.outages == (2 if server else 0)
+        assert (outcome.doubled_epochs, outcome.redone_epochs) == (0, 0)
+        assert (outcome.lost, outcome.given_up, outcome.shared) == (0, 0, 0)
+        assert outcome.interrupted > 0
+        assert "Winner: trial " in outcome.output
+
+        # The records of interrupted trials are those of uninterrupted ones, exactly.
+        storage = open_storage(url, create=False)
+        joined = load_study("tiny", storage)
+        inputs = Inputs(CachePaths(tmp_path / "cache"))
+        interrupted = [own for own in lineages(outcome.trials).values() if len(own) > 1]
+        for own in [*interrupted, [outcome.trials[0]]][:2]:
+            last = next(trial for trial in own if trial.state is not TrialState.FAIL)
+            alone = fine_tune(
+                run_config(joined, last), tmp_path / f"alone-{last.number}", inputs=inputs
+            )
+            assert measured(epoch_records(last)) == measured([r.as_dict() for r in alone.records])
+        storage.close()
+    finally:
+        if server:
+            server.close()
