@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study test lint bench clean
+.PHONY: study test lint bench soak clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
@@ -37,6 +37,10 @@ lint: $(VENV)/.dev
 ## bench: how fast features, evaluation and scoring are
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+## soak: faults for about twenty minutes: workers killed and databases stopped under a study
+soak: $(VENV)/.dev
+	$(BIN)/python -m bench soak
 
 ## clean: remove the virtual environment and tools' caches; storage/ stays
 clean:

@@ -11,6 +11,8 @@ from pathlib import Path
 # Each benchmark is a module with `run(pairs) -> bench.report.Finding`; its name is its key in
 # results.json and its section of RESULTS.md.
 BENCHMARKS = {"postprocess_vs_notebook": "bench.postprocess"}
+# These take long, and run only when they are named.
+SOAK = {"soak": "bench.soak"}
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
 # Read when the libraries are imported, so they are set before the benchmark's module is.
@@ -30,21 +32,22 @@ def main(arguments: list[str]) -> None:
         description="Measure, print, and update bench/RESULTS.md and bench/results.json.",
         epilog="Example: python -m bench postprocess_vs_notebook --pairs 5",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    known = BENCHMARKS | SOAK
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument(
         "--pairs", type=int, default=5, help="timed runs of each side, at least 3 (default: 5)"
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in BENCHMARKS]
+    unknown = [name for name in options.names if name not in known]
     if unknown:
-        parser.error(f"no benchmark {unknown[0]!r}: expected one of {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {unknown[0]!r}: expected one of {', '.join(known)}")
     if options.pairs < MIN_PAIRS:
         parser.error(f"--pairs is {options.pairs}: expected at least {MIN_PAIRS}")
 
     os.environ.update(ONE_THREAD | QUIET)
     report = importlib.import_module("bench.report")
     for name in options.names or BENCHMARKS:
-        finding = importlib.import_module(BENCHMARKS[name]).run(options.pairs)
+        finding = importlib.import_module(known[name]).run(options.pairs)
         print(f"\n{finding.body}")
         report.write_finding(FOLDER, name, finding)
         print(f"\nWritten to {FOLDER.name}/RESULTS.md and {FOLDER.name}/results.json.")
