@@ -1,10 +1,15 @@
 """What is collected from the artifact store, and what never is."""
 
+import io
 import logging
+import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 from search_helpers import asked, created, record
 
@@ -131,6 +136,27 @@ def test_who_cannot_win_any_more_is_collected(bench: Bench):
         for trial in bench.joined.storage.rdb.get_all_trials(1)
     }
     assert [len(names) for names in offered.values()] == [0, 1, 1]
+
+
+def test_a_dashboard_offers_the_checkpoint(bench: Bench, tmp_path: Path):
+    bench.end(asked(bench.joined), 70.0)
+    with warnings.catch_warnings(action="ignore"):
+        import optuna_dashboard
+
+        artifacts = FileSystemArtifactStore(tmp_path / "artifacts")
+        application = optuna_dashboard.wsgi(bench.joined.storage.rdb, artifact_store=artifacts)
+    trial = bench.joined.storage.rdb.get_all_trials(1)[0]
+    state = kept(trial)
+    assert state is not None
+    answer: dict[str, str] = {}
+    environment = {"PATH_INFO": f"/artifacts/1/{trial._trial_id}/{state.checkpoint}"}
+    setup_testing_defaults(environment)
+    content = application(environment, lambda status, *_: answer.update(status=status))
+    body = b"".join(content)
+    content.close()
+    assert answer["status"].startswith("200")
+    with tarfile.open(fileobj=io.BytesIO(body)) as tar:
+        assert tar.getnames() == ["weights"]
 
 
 def test_what_killed_workers_left_is_collected(bench: Bench, tmp_path: Path):

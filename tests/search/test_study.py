@@ -106,6 +106,15 @@ def test_another_direction_is_refused(sqlite: StudyStorage):
     assert "study 'twin' is minimised" in refused("twin", sqlite, function=load_study)
 
 
+def test_a_study_of_an_earlier_version_is_refused(sqlite: StudyStorage):
+    joined = created(sqlite)
+    with sqlite.rdb.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM study_user_attributes WHERE key = 'uid'")
+    line = refused("demo", sqlite, function=load_study)
+    assert "study 'demo' is of an earlier version of qa_hpo; choose another study.name" in line
+    assert line == refused(joined.file, sqlite, fingerprints=FINGERPRINTS)
+
+
 def test_a_baseline_that_cannot_be_run_creates_no_study(sqlite: StudyStorage):
     with pytest.raises(StudyFileError, match="baseline: give epochs"):
         created(sqlite, baseline=[{"start": "v1"}], training={"epochs": 9})

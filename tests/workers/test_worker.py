@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from safetensors.torch import load_file
 
 from processes import finished, start
 from qa_hpo.config import StudyFile
@@ -33,7 +34,7 @@ from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import fine_tune
 from qa_hpo.paths import CachePaths
-from qa_hpo.results.select import run_config
+from qa_hpo.results.select import exported_trial, run_config
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
@@ -273,6 +274,41 @@ def test_causes(
     assert [trial.state for trial in trials] == states
     assert {trial.user_attrs["cause"] for trial in trials[:attempts]} == {cause}
     assert len({trial.params["learning_rate"] for trial in trials[:attempts]}) == 1
+
+
+def test_a_disk_that_fills_stops_trials_in_one_line(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The artifacts' disk has room for a few trials; what is there stays whole."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = sum(path.stat().st_size for path in (place.tiny / "base").iterdir())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={7 * size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root can mount a small file system to fill")
+    try:
+        place.create(
+            **{**SHORT, "training": {"epochs": 2, "cpu_threads": 1}},
+            budget={"trials": 50},
+            artifacts={"folder": str(disk / "artifacts"), "keep": 50},
+        )
+        with pytest.raises(WorkError, match=r"artifacts: no space left on the device$"):
+            work("tiny", place.url)
+        over = [trial for trial in place.trials() if trial.state is not TrialState.FAIL]
+        failed = [trial for trial in place.trials() if trial.state is TrialState.FAIL]
+        assert len(over) >= 2
+        assert {trial.user_attrs["cause"] for trial in failed} == {"disk"}
+        line = f"{disk}/artifacts: no space left on the device"
+        assert {trial.user_attrs["error"] for trial in failed} == {line}
+        assert "Traceback" not in caplog.text
+        # Those who finished have whole checkpoints, and nothing half-written lies about.
+        with place.joined() as joined:
+            for trial in over:
+                with exported_trial(joined, trial.number) as exported:
+                    load_file(exported.checkpoint / "model.safetensors")
+        assert not list((disk / "artifacts").glob(".*"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_broken_gpu_ends_its_worker(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,13 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
         raise StorageError(
             f"{storage.shown}: study {file.study.name!r} is minimised; qa_hpo maximises {METRIC}"
         )
-    return JoinedStudy(file, storage, study, SearchSpace(file), study.user_attrs[UID])
+    uid = study.user_attrs.get(UID)
+    if uid is None:
+        raise StorageError(
+            f"{storage.shown}: study {file.study.name!r} is of an earlier version of qa_hpo; "
+            "choose another study.name"
+        )
+    return JoinedStudy(file, storage, study, SearchSpace(file), uid)
 
 
 def _attributes(name: str, storage: StudyStorage) -> dict[str, Any] | None:
