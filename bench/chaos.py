@@ -141,13 +141,28 @@ class Chaos:
                 continue
             if kills == self.kills:
                 continue
-            # One that has begun to work: others would only start again and again.
-            grown = [w for w in _workers(process.pid) if time.time() - w.create_time() > 6]
-            if grown:
-                victim = rng.choice(sorted(grown, key=lambda worker: worker.pid))
+            # One that is at a trial: others would only start again and again.
+            busy = [worker for worker in _workers(process.pid) if self._is_busy(worker)]
+            if busy:
+                victim = rng.choice(sorted(busy, key=lambda worker: worker.pid))
                 victim.send_signal(signal.SIGTERM if kills % 2 else signal.SIGKILL)
                 kills += 1
         return kills, outages
+
+    @property
+    def _logs(self) -> Path:
+        return StudyPaths(self.folder / self.file.artifacts.path, self.file.study.name).logs
+
+    def _is_busy(self, worker: psutil.Process) -> bool:
+        """Return whether a worker's log tells of a trial since its process began."""
+        try:
+            command, begun = worker.cmdline(), datetime.fromtimestamp(worker.create_time())
+            label = command[command.index("--label") + 1]
+        except (psutil.NoSuchProcess, ValueError):
+            return False
+        name, _, index = label.rpartition("-")
+        log = self._logs / f"{name}-{index.partition('.')[0]}.log"
+        return log.exists() and any(_moment(match) >= begun for match in _lines(log))
 
     def _outcome(self, kills: int, outages: int, seconds: float, code: int, output: str) -> Outcome:
         storage = open_storage(self.url, create=False)
@@ -156,8 +171,7 @@ class Chaos:
             trials = joined.optuna_study.get_trials()
         finally:
             storage.close()
-        logs = StudyPaths(self.folder / self.file.artifacts.path, self.file.study.name).logs
-        runs, epochs = _logged(logs, trials)
+        runs, epochs = _logged(self._logs, trials)
         latest = [own[-1] for own in lineages(trials).values()]
         over = {TrialState.COMPLETE, TrialState.PRUNED}
         return Outcome(
@@ -208,7 +222,7 @@ def _logged(logs: Path, trials: list[FrozenTrial]) -> tuple[list[_Run], Counter[
     for log in sorted(logs.glob("*.log")):
         for match in _lines(log):
             number = lineage[int(match["number"])]
-            at = datetime.strptime(match["at"], "%Y-%m-%d %H:%M:%S,%f")
+            at = _moment(match)
             if match.re is _BEGUN:
                 runs.append(_Run(number, at, at))
             else:
@@ -222,6 +236,10 @@ def _lines(log: Path) -> Iterator[re.Match[str]]:
         match = _BEGUN.match(line) or _EPOCH.match(line)
         if match:
             yield match
+
+
+def _moment(match: re.Match[str]) -> datetime:
+    return datetime.strptime(match["at"], "%Y-%m-%d %H:%M:%S,%f")
 
 
 def _shared(runs: list[_Run]) -> int:

@@ -138,8 +138,8 @@ def _body(outcomes: dict[str, Outcome], shares: dict[str, Share]) -> str:
     return f"""## soak
 
 A study under faults: `qa-hpo run` with {WORKERS} workers on two cores, {TRIALS} trials of the demo
-(400 training questions, 2 to 5 epochs). Every 2 to 6 seconds a worker that has lived for 6 seconds
-is killed, by SIGKILL and SIGTERM in turn; PostgreSQL is stopped (immediate shutdown)
+(400 training questions, 2 to 5 epochs). Every 2 to 6 seconds a worker that is at a trial is
+killed, by SIGKILL and SIGTERM in turn; PostgreSQL is stopped (immediate shutdown)
 {OUTAGES} times for {OUTAGE_SECONDS:g} seconds.
 
 {machine(["qa_hpo", "optuna", "SQLAlchemy", "psycopg"])}

@@ -38,7 +38,9 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         import ray
 
         patch.setenv("RAY_ADDRESS", "local")
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        signal.signal(signal.SIGTERM, before)  # Ray has one of its own
         try:
             yield request.param
         finally:

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(write_stand_in(folder)))
         patch.setenv("RAY_ADDRESS", "local")
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, num_gpus=GPUS, include_dashboard=False, log_to_driver=False)
+        signal.signal(signal.SIGTERM, before)
         try:
             yield
         finally:
@@ -123,7 +127,7 @@ def test_a_study_comes_to_its_end_though_a_worker_is_killed(
     launcher = RayLauncher(Job("tiny", place.url, tmp_path / "logs", 1))
     try:
         launcher.start()
-        until(lambda: any(len(epoch_records(trial)) >= 1 for trial in place.trials()))
+        until(lambda: any(len(epoch_records(trial)) >= 1 for trial in place.trials()), 180)
         (trial,) = place.trials()
         log = tmp_path / "logs" / f"{trial.user_attrs['worker']}.log"
         (worker,) = [
@@ -139,7 +143,7 @@ def test_a_study_comes_to_its_end_though_a_worker_is_killed(
             from qa_hpo.search.asking import release_trials
 
             assert release_trials(joined, death.worker) == [0]
-        until(lambda: launcher.working() == 0, 90)
+        until(lambda: launcher.working() == 0, 180)
         assert launcher.poll() == []
     finally:
         launcher.kill()
@@ -153,8 +157,27 @@ def test_a_study_comes_to_its_end_though_a_worker_is_killed(
 # ------------------------------------------------------------------------ without a cluster
 
 
+def test_a_ray_of_its_own_is_gone_with_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import signal, sys\nfrom pathlib import Path\nimport ray\n"
+        "from qa_hpo.workers.launcher import Job\nfrom qa_hpo.workers.ray import RayLauncher\n"
+        "launcher = RayLauncher(Job('a study', 'sqlite://', Path(sys.argv[1]), 1))\n"
+        "launcher.start()\n"
+        "print(launcher.working(), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+        "launcher.stop()\nprint(launcher.working(), ray.is_initialized())\n"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "1 True\n0 False\n"
+    assert ended.stderr == ""
+
+
 def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"Ray is missing; pip install 'qa_hpo\[ray\]'"):
         check_ray()
 

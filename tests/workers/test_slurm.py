@@ -217,10 +217,10 @@ def test_a_study_comes_to_its_end_though_its_job_is_preempted(
 ) -> None:
     place.create(**{**LONG, "training": {"epochs": 30, "cpu_threads": 1}})
     launcher = launch("gpus_per_node=0", study="tiny", url=place.url)
-    until(lambda: any(len(epoch_records(trial)) >= 2 for trial in place.trials()))
+    until(lambda: any(len(epoch_records(trial)) >= 2 for trial in place.trials()), 180)
     preempt(slurm)
     seen: list[Any] = []
-    until(lambda: seen.extend(launcher.poll()) or launcher.working() == 0, 90)
+    until(lambda: seen.extend(launcher.poll()) or launcher.working() == 0, 180)
     assert seen == []
     (trial,) = place.trials()  # handed back, and finished by the job that was requeued
     assert trial.state is TrialState.COMPLETE

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -329,6 +330,7 @@ class RayLauncher:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # What later versions do, and this one warns of.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -336,6 +338,10 @@ class RayLauncher:
             where = f" at RAY_ADDRESS={address}" if address else ""
             reason = " ".join(str(error).split())
             raise InputError(f"--launcher ray: no cluster{where}: {reason}") from None
+        finally:
+            # Ray would end this process; who runs it hands trials back first.
+            if before is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
         self._ours = True
 
     def _shares(self) -> tuple[int, dict[str, float], int | None]:
