@@ -7,6 +7,7 @@
     │   ├── WindowError         data, tokenizer and lengths do not go together
     │   ├── CheckpointError     a model folder or hub id
     │   ├── ArtifactError       where checkpoints are kept
+    │   │   └── LostArtifactError   one that should be there is not, or is damaged
     │   └── StorageError        a study's database, or what it holds
     │       ├── MissingStudyError   it holds no such study, and may later
     │       └── UnreachableError    it does not answer, and may later
@@ -26,6 +27,7 @@ __all__ = [
     "DiskFullError",
     "DivergedError",
     "InputError",
+    "LostArtifactError",
     "MissingStudyError",
     "OutOfMemoryError",
     "OutageError",
@@ -80,6 +82,10 @@ class UnreachableError(StorageError):
 
 class ArtifactError(InputError):
     """A folder or bucket for checkpoints that cannot be used, or lacks what it must hold."""
+
+
+class LostArtifactError(ArtifactError):
+    """A checkpoint that should be there is not, or is damaged."""
 
 
 class WorkError(QaHpoError):

@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.config import StudyFile
-from qa_hpo.errors import OutageError, StorageError
+from qa_hpo.errors import MissingStudyError, OutageError, StorageError
 from qa_hpo.results.leaderboard import Leaderboard, Row
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
 from qa_hpo.search.asking import release_trials
@@ -22,7 +22,7 @@ from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.retrying import first_line
 from qa_hpo.search.storage import mask
-from qa_hpo.search.study import FORGIVEN
+from qa_hpo.search.study import FORGIVEN, told_if_gone
 from qa_hpo.search.trials import DOING
 from qa_hpo.workers.launcher import Death, Launcher
 
@@ -277,8 +277,10 @@ class _Teller:
         self.deaths.tell()
         try:
             # At once or not at all: workers die and are started again during an outage, too.
-            with self.joined.storage.rdb.fenced():
+            with self.joined.storage.rdb.fenced(), told_if_gone(self.joined):
                 now = self._progress(live=live)
+        except MissingStudyError:
+            raise
         except _DATABASE_ERRORS as error:
             if not self.told_outage:
                 self.told_outage = True

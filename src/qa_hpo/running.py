@@ -15,7 +15,7 @@ from qa_hpo.config import (
     load_study_file,
     storage_url,
 )
-from qa_hpo.errors import InputError, WorkError
+from qa_hpo.errors import InputError, MissingStudyError, WorkError
 from qa_hpo.paths import CONFIG_NAME, CachePaths, StudyPaths
 from qa_hpo.printing import print_epoch, print_line, print_preflight, tell_deaths, watch
 from qa_hpo.results.progress import headline, snapshot
@@ -24,7 +24,7 @@ from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import FORGIVEN, create_study, load_study
+from qa_hpo.search.study import FORGIVEN, create_study, load_study, told_if_gone
 from qa_hpo.workers.launcher import Job, Launcher, signals_held
 from qa_hpo.workers.options import LaunchOptions, make_launcher
 
@@ -67,6 +67,9 @@ def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
     Raises:
         InputError: Something cannot be used, or the study exists and differs.
     """
+    # A wrong URL shows before the data are read; nothing is created before all is good.
+    with contextlib.suppress(MissingStudyError):
+        open_storage(url, create=False).close()
     fingerprints = look(file)
     storage = open_storage(url, create=True)
     joined = create_study(file, storage, fingerprints=fingerprints)
@@ -148,8 +151,9 @@ def _told_to_end_by_signals() -> Iterator[None]:
 
 
 def _spent(joined: JoinedStudy) -> bool:
-    forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
-    step = next_step(joined.optuna_study, joined.file.budget, forgiven=forgiven)
+    with told_if_gone(joined):
+        forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
+        step = next_step(joined.optuna_study, joined.file.budget, forgiven=forgiven)
     return step.step is BudgetStep.SPENT and not step.failing
 
 

@@ -139,7 +139,8 @@ class Artifacts(Section):
     @field_validator("folder")
     @classmethod
     def _is_place(cls, folder: str) -> str:
-        if "://" in folder and not re.fullmatch(r"s3://[^/?#@:]+(/[^?#]*)?", folder):
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", folder)
+        if scheme and not re.fullmatch(r"s3://[^/?#@:]+(/[^?#]*)?", folder):
             raise ValueError(f"must be a folder or s3://BUCKET/PREFIX, not {folder!r}")
         return folder
 

@@ -112,6 +112,25 @@ def test_a_state_that_is_gone_lets_the_trial_begin_anew(
     assert "trial 0 begins anew: " in caplog.text
 
 
+def test_a_store_that_refuses_for_a_moment_costs_no_epochs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    """The trial fails, and is tried again with what it has, instead of beginning anew."""
+    answer = asked(bench.joined)
+    bench.train(answer, [50.0, 60.0])
+    hand_back(bench.joined, answer.trial)
+    keeper = bench.keeper(asked(bench.joined))
+
+    def refuses(*_: Any) -> Any:
+        raise ArtifactError("s3://bucket: not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bench.store), "get", refuses)
+        with pytest.raises(ArtifactError, match="not now"):
+            keeper.restore()
+    assert keeper.kept is not None
+
+
 def test_a_failed_trials_state_is_kept_while_it_is_tried_again(bench: Bench):
     answer = asked(bench.joined)
     bench.train(answer, [50.0])

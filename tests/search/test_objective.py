@@ -58,6 +58,7 @@ def run(objective: Objective) -> FrozenTrial:
     """Take a trial, run it, and return what the study then says of it."""
     asked = take(objective)
     objective.run(asked)
+    objective.collect()
     return objective.joined.optuna_study.trials[asked.trial.number]
 
 

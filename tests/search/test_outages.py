@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from search_helpers import asked, created, opened, record, run
 
 from qa_hpo.errors import OutageError, UnreachableError
-from qa_hpo.search.asking import ask, hand_back
+from qa_hpo.search.asking import ask, hand_back, is_ours, release_trials
 from qa_hpo.search.retrying import is_outage
 from qa_hpo.search.storage import StudyStorage, open_storage
 from qa_hpo.search.study import load_study
@@ -104,19 +104,40 @@ def test_nobody_is_taken_for_dead_after_a_restart(server: OwnPostgres):
         trial = asked(joined).trial
         out_for(server, 4).join()  # for longer than the grace: no sign of life got through
 
-        def state_once_asked() -> TrialState:
-            # By a worker that has just come, and knows of no outage.
-            with opened(url, **patient) as other:
-                ask(load_study("demo", other))
-            return joined.optuna_study.trials[0].state
+        # A worker that has just come, and knows of no outage, asks again and again.
+        with opened(url, **patient) as other:
+            asking = load_study("demo", other)
 
-        assert state_once_asked() is TrialState.RUNNING
-        for _ in range(5):  # the living worker's next signs of life
-            storage.rdb.record_heartbeat(trial._trial_id)
-            time.sleep(1)
-        assert state_once_asked() is TrialState.RUNNING
-        time.sleep(4)  # and now it is silent
-        assert state_once_asked() is TrialState.FAIL
+            def state_once_asked() -> TrialState:
+                ask(asking)
+                return joined.optuna_study.trials[0].state
+
+            assert state_once_asked() is TrialState.RUNNING
+            for _ in range(6):  # the living worker's next signs of life
+                storage.rdb.record_heartbeat(trial._trial_id)
+                time.sleep(1)
+                assert state_once_asked() is TrialState.RUNNING
+            silent_since = time.monotonic()
+            while state_once_asked() is TrialState.RUNNING:
+                assert time.monotonic() - silent_since < 20
+                time.sleep(0.5)
+            assert time.monotonic() - silent_since > 3  # and now it is silent
+
+
+def test_nobody_is_taken_for_dead_when_a_host_wakes_up(storage: StudyStorage):
+    """All its workers were suspended: every sign of life is old, and nothing has failed."""
+    joined = created(storage, budget={"trials": 1})
+    trial = asked(joined, worker="a").trial
+    with storage.rdb.engine.begin() as connection:
+        old = "datetime('now', '-1 day')"
+        if storage.rdb.engine.name == "postgresql":
+            old = "now() - interval '1 day'"
+        connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = {old}")
+    other = load_study("demo", storage)
+    for _ in range(3):
+        ask(other, worker="b")
+    assert joined.optuna_study.trials[0].state is TrialState.RUNNING
+    run(joined, trial, 1)
 
 
 class Loses:
@@ -222,6 +243,46 @@ def test_a_lock_that_is_lost_is_taken_again(postgres_url: str):
         assert order == ["first begins", "other", "first ends", "first begins", "first ends"]
 
 
+@pytest.mark.parametrize("begins", ["with a baseline", "with a new trial", "with a retry"])
+def test_a_trial_whose_lock_was_lost_has_one_worker(postgres_url: str, begins: str):
+    """One worker is slow after it has taken a trial, and another one is let in meanwhile."""
+    baseline = [{"start": "base", "learning_rate": 1e-4, "epochs": 2}]
+    sections = {"baseline": baseline} if begins == "with a baseline" else {}
+    with opened(postgres_url) as storage, opened(postgres_url) as other:
+        slow, quick = created(storage, **sections), load_study("demo", other)
+        if begins == "with a retry":
+            asked(slow, worker="dead")
+            release_trials(slow, "dead")
+        inside, go_on = threading.Event(), threading.Event()
+        write, count = storage.rdb.write_trial, 0
+
+        def writes_slowly(*arguments: Any, **options: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == 2:  # it has taken the trial, and is about to say to whom it is handed
+                inside.set()
+                assert go_on.wait(30)
+            write(*arguments, **options)
+
+        storage.rdb.write_trial = writes_slowly  # type: ignore[method-assign]
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(ask(slow, worker="slow")))
+        thread.start()
+        assert inside.wait(30)
+        end_lock_holders(postgres_url)
+        answers.append(ask(quick, worker="quick"))
+        go_on.set()
+        thread.join(60)
+        numbers = sorted(answer.trial.number for answer in answers)
+        assert len(set(numbers)) == 2, numbers
+        stored = {trial.number: trial for trial in slow.optuna_study.get_trials()}
+        for answer in answers:
+            assert is_ours(slow, answer.trial)
+            assert stored[answer.trial.number].state is TrialState.RUNNING
+        workers = {stored[number].user_attrs["worker"] for number in numbers}
+        assert workers == {"slow", "quick"}
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_connection_that_breaks_in_the_middle_of_a_call(postgres_url: str, nth: int):
     """The server ends it while trials are read, which Optuna tries to read on."""
@@ -282,6 +343,11 @@ def wrapped(kind: Any, original: Exception) -> Exception:
         (wrapped(sqlalchemy.exc.OperationalError, psycopg.errors.DeadlockDetected("no")), True),
         (wrapped(sqlalchemy.exc.OperationalError, psycopg.OperationalError("refused")), True),
         (wrapped(sqlalchemy.exc.OperationalError, psycopg.errors.InvalidPassword("no")), False),
+        (wrapped(sqlalchemy.exc.OperationalError, psycopg.errors.DatabaseDropped("no")), False),
+        (wrapped(sqlalchemy.exc.OperationalError,
+                 psycopg.OperationalError('FATAL: database "x" does not exist')), False),
+        (wrapped(sqlalchemy.exc.OperationalError, psycopg.OperationalError(
+            'FATAL: password authentication failed for user "me"')), False),
         (wrapped(sqlalchemy.exc.ProgrammingError, psycopg.errors.UndefinedTable("no")), False),
         (sqlalchemy.exc.TimeoutError("the pool is empty"), True),
         (sqlalchemy.exc.PendingRollbackError("roll back first"), True),

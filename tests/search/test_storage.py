@@ -29,6 +29,10 @@ SECRET = "s3cr3t"
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("sqlite:///storage/a:b@c.db", "sqlite:///storage/a:b@c.db"),
         ("no url at all", "no url at all"),
+        (
+            "http://localhost:8080/x is up\nwrite to admin@x.org",
+            "http://localhost:8080/x is up\nwrite to admin@x.org",
+        ),
     ],
 )
 def test_mask(url, shown):

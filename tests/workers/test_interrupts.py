@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -73,6 +74,27 @@ def test_outages_are_not_waited_out_for_long(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ToldToEnd):
         work()
     assert 0.3 <= time.monotonic() - begun < 5
+
+
+def test_a_signal_whose_exception_was_lost_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops what a handler raises while an object is finalised."""
+    interrupts, steps, dropped = Interrupts(), [], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: dropped.append(told.exc_type))
+
+    class Finalised:
+        def __del__(self) -> None:
+            tell(signal.SIGTERM)
+
+    def work() -> None:
+        with interrupts.handled():
+            Finalised()
+            steps.append("went on")
+            interrupts.check()
+            steps.append("did not end")
+
+    with pytest.raises(ToldToEnd):
+        work()
+    assert (dropped, steps) == ([ToldToEnd], ["went on"])
 
 
 def two_interrupts() -> None:

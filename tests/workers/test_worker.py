@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from safetensors.torch import load_file
+from sqlalchemy.exc import OperationalError
 
 from processes import finished, start
 from qa_hpo.config import StudyFile
@@ -250,13 +252,39 @@ def test_an_error_that_comes_again_is_not_tried_for_ever(
     assert len({trial.params["learning_rate"] for trial in trials}) == 3
 
 
+def test_an_outage_that_does_not_end_ends_the_worker(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.create(**SHORT)
+    fails(monkeypatch, error=OutageError("the database has not answered for 1800 s"))
+    with pytest.raises(OutageError):
+        work("tiny", place.url)
+    (trial,) = place.trials()  # there was nobody to tell; another worker takes it over
+    assert trial.state is TrialState.RUNNING
+
+
+def test_a_failing_database_is_told_of_in_its_own_words(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.create(**SHORT, budget={"trials": 1})
+    error = StorageInternalError("An exception is raised during the commit. This typically ...")
+    error.__cause__ = OperationalError("INSERT", {}, Exception("database or disk is full"))
+    fails(monkeypatch, 0, error=error)
+    work("tiny", place.url)
+    first = place.trials()[0]
+    assert (first.user_attrs["cause"], first.user_attrs["error"]) == (
+        "database", "database or disk is full"
+    )  # fmt: skip
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "cause", "attempts"),
     [
         (OutOfMemoryError("one window does not fit"), "oom", 1),
         (DivergedError("the start diverged"), "diverged", 1),
         (WindowError("too short"), "data", 1),
-        (OutageError("no answer"), "database", 4),
+        (StorageError("no such table"), "database", 4),
         (ArtifactError("no bucket"), "artifacts", 4),
         (DiskFullError("full"), "disk", 4),
         (OSError(28, "No space left on device"), "disk", 4),

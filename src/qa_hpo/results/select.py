@@ -1,14 +1,15 @@
 """Which trial of a study is exported, and all that belongs to it."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
 from qa_hpo.errors import InputError
 from qa_hpo.finetune.records import EpochRecord
-from qa_hpo.paths import CachePaths, scratch_folder
 from qa_hpo.results.export import Exported
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
@@ -78,8 +79,8 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
     ended = "complete"
     if trial.state is TrialState.PRUNED:
         ended = f"pruned: {trial.user_attrs.get(STOP_REASON)}"
-    with scratch_folder(CachePaths().runs) as folder:
-        checkpoint = folder / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix="qa_hpo-export-") as folder:
+        checkpoint = Path(folder) / "checkpoint"
         open_store(artifacts.folder).get(what.checkpoint, checkpoint)
         yield Exported(
             config=run_config(joined, trial),

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from qa_hpo.errors import ArtifactError, DiskFullError, InputError
+from qa_hpo.errors import ArtifactError, DiskFullError, InputError, LostArtifactError
 from qa_hpo.paths import new_folder
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ class CheckpointStore:
         """Put the files kept as ``key`` into the new folder ``folder``, all or none.
 
         Raises:
-            ArtifactError: They are not there, or damaged, or the store refuses.
+            LostArtifactError: They are not there, or damaged.
+            ArtifactError: The store refuses.
             DiskFullError: There is no space left.
         """
         with (
@@ -236,9 +237,9 @@ def _explaining(place: str) -> Iterator[None]:
     try:
         yield
     except ArtifactNotFound:
-        raise ArtifactError(f"{place}: a checkpoint that should be there is not") from None
+        raise LostArtifactError(f"{place}: a checkpoint that should be there is not") from None
     except tarfile.TarError as error:
-        raise ArtifactError(f"{place}: a checkpoint is damaged: {error}") from None
+        raise LostArtifactError(f"{place}: a checkpoint is damaged: {error}") from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(f"{place}: no space left on the device") from None

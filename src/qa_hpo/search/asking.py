@@ -19,14 +19,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qa_hpo.config import parse_study
-from qa_hpo.errors import StorageError
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.budget import BEGUN, BudgetStep, NextStep, next_step
 from qa_hpo.search.failures import Cause, awaiting_retry
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.proposing import propose
 from qa_hpo.search.sampling import derived_seed
-from qa_hpo.search.study import FORGIVEN, STUDY_FILE
+from qa_hpo.search.study import FORGIVEN, STUDY_FILE, told_if_gone
 from qa_hpo.search.trials import (
     BASELINE,
     EPOCHS,
@@ -40,9 +39,11 @@ from qa_hpo.search.trials import (
     trial_id,
 )
 
-__all__ = ["Asked", "ask", "hand_back", "release_trials", "run_seed"]
+__all__ = ["Asked", "ask", "hand_back", "is_ours", "release_trials", "run_seed"]
 
-# System attribute: says that the trial was handed out completely, and to whom: each time another.
+# System attribute: who has taken the trial, each time another mark.
+_CLAIM = "qa_hpo:claim"
+# System attribute: the same mark, once the trial has been handed out completely.
 _HANDED_OUT = "qa_hpo:handed_out"
 # What a retry has of the trial before it.
 _INHERITED_USER_ATTRS = (BASELINE, EPOCHS)
@@ -98,12 +99,8 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
     mark = uuid.uuid4().hex
 
     def asking() -> Asked | NextStep:
-        try:
+        with told_if_gone(joined):
             attributes = joined.optuna_study.user_attrs
-        except KeyError:
-            raise StorageError(
-                f"{joined.storage.shown}: study {name!r} was deleted or renamed"
-            ) from None
         trials = _set_right(joined, mark)
         budget = parse_study(attributes[STUDY_FILE], f"study {name!r}").budget
         step = next_step(
@@ -114,7 +111,7 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
         if BEGUN not in attributes:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             joined.optuna_study.set_user_attr(BEGUN, now)
-        return _hand_out(joined, trials, step.epochs_left, worker, mark)
+        return _hand_out(joined, trials, step, worker, mark)
 
     return joined.storage.locked(name, asking)
 
@@ -128,18 +125,27 @@ def hand_back(joined: JoinedStudy, trial: FrozenTrial) -> bool:
     Returns:
         False if the trial was not this worker's any more.
     """
-    rdb = joined.storage.rdb
 
     def handing_back() -> bool:
-        with contextlib.suppress(UpdateFinishedTrialError, KeyError):
-            now = rdb.get_trial(trial_id(trial))
-            # Not by its state alone: it may run again, as another worker's.
-            if now.system_attrs.get(_HANDED_OUT) == trial.system_attrs[_HANDED_OUT]:
-                _queue(joined, now)
-                return True
+        # Not by its state alone: it may run again, as another worker's.
+        if not is_ours(joined, trial):
+            return False
+        with contextlib.suppress(UpdateFinishedTrialError):
+            _queue(joined, trial)
+            return True
         return False
 
     return joined.storage.locked(joined.file.study.name, handing_back)
+
+
+def is_ours(joined: JoinedStudy, trial: FrozenTrial) -> bool:
+    """Return whether a trial that was handed out is still that worker's, and not finished."""
+    try:
+        now = joined.storage.rdb.get_trial(trial_id(trial))
+    except KeyError:
+        return False
+    claim = trial.system_attrs[_CLAIM]
+    return now.state is TrialState.RUNNING and now.system_attrs.get(_CLAIM) == claim
 
 
 def release_trials(joined: JoinedStudy, worker: str) -> list[int]:
@@ -155,7 +161,9 @@ def release_trials(joined: JoinedStudy, worker: str) -> list[int]:
 
     def releasing() -> list[int]:
         released = []
-        for trial in _running(joined.optuna_study.get_trials(deepcopy=False)):
+        with told_if_gone(joined):
+            trials = joined.optuna_study.get_trials(deepcopy=False)
+        for trial in _running(trials):
             if trial.user_attrs.get(WORKER) == worker:
                 _fail(joined, trial, f"its worker {worker} ended")
                 released.append(trial.number)
@@ -196,24 +204,24 @@ def _take_back(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> boo
 
 def _queue(joined: JoinedStudy, trial: FrozenTrial) -> None:
     joined.storage.rdb.write_trial(
-        trial_id(trial), system_attrs={_HANDED_OUT: None}, state=TrialState.WAITING
+        trial_id(trial),
+        system_attrs={_CLAIM: None, _HANDED_OUT: None},
+        state=TrialState.WAITING,
+        expected=(TrialState.RUNNING, {_CLAIM: trial.system_attrs.get(_CLAIM)}),
     )
 
 
 def _fail_dead(joined: JoinedStudy, trials: list[FrozenTrial]) -> bool:
     """Fail the trials whose workers have given no sign of life for too long."""
     rdb = joined.storage.rdb
-    interval, grace = rdb.get_heartbeat_interval(), rdb.grace_period
-    if interval is None or not _running(trials):
+    if not _running(trials):
         return False
-    silent = set(rdb.stale_trials(rdb.get_study_id_from_name(joined.file.study.name)))
-    if not silent or rdb.recovering(2 * interval):
-        return False
+    dead = set(rdb.dead_trials(rdb.get_study_id_from_name(joined.file.study.name)))
     for trial in _running(trials):
-        if trial_id(trial) in silent:
-            worker = trial.user_attrs.get(WORKER, "")
+        if trial_id(trial) in dead:
+            worker, grace = trial.user_attrs.get(WORKER, ""), rdb.grace_period
             _fail(joined, trial, f"its worker {worker} gave no sign of life for {grace} s")
-    return True
+    return bool(dead)
 
 
 def _fail(joined: JoinedStudy, trial: FrozenTrial, error: str) -> None:
@@ -253,15 +261,18 @@ def _only(attributes: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 def _hand_out(
     joined: JoinedStudy,
     trials: list[FrozenTrial],
-    epochs_left: int | None,
+    step: NextStep,
     worker: str | None,
     mark: str,
 ) -> Asked:
     rdb = joined.storage.rdb
     study = rdb.get_study_id_from_name(joined.file.study.name)
-    key = _popped(joined, trials)
+    key = _popped(joined, trials, mark)
     if key is None:
         key = rdb.create_new_trial(study)
+        rdb.write_trial(
+            key, system_attrs={_CLAIM: mark}, expected=(TrialState.RUNNING, {_CLAIM: None})
+        )
     rdb.record_heartbeat(key)  # a trial without one is never found dead
     trial = rdb.get_trial(key)
     chosen: dict[str, Any] = {}
@@ -272,23 +283,34 @@ def _hand_out(
         chosen = propose(joined, trial, trials)
         parameters = joined.space.parameters_of(chosen)
     reserved = parameters.epochs
-    if epochs_left is not None:
-        reserved = min(reserved, len(epoch_records(trial)) + epochs_left)
+    if step.epochs_left is not None:
+        reserved = min(reserved, len(epoch_records(trial)) + step.epochs_left)
     rdb.write_trial(
         key,
         params={name: (value, joined.space.distributions[name]) for name, value in chosen.items()},
         user_attrs={EPOCHS_RESERVED: reserved, **({} if worker is None else {WORKER: worker})},
         system_attrs={_HANDED_OUT: mark},
+        # Should the lock be lost meanwhile, another worker may have taken the trial back.
+        expected=(TrialState.RUNNING, {_CLAIM: mark}),
     )
     trial = rdb.get_trial(key)
     lineage = lineage_number(trial)
     return Asked(trial, parameters, lineage, run_seed(joined.file.study.seed, lineage), reserved)
 
 
-def _popped(joined: JoinedStudy, trials: list[FrozenTrial]) -> int | None:
-    """Return the key of the first trial in the queue, which now runs."""
-    for trial in trials:
-        waits = trial.state is TrialState.WAITING
-        if waits and joined.storage.rdb.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
-            return trial_id(trial)
-    return None
+def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> int | None:
+    """Return the key of the first trial in the queue, which now runs.
+
+    Those that have begun come first: the budget may be spent before the others' turn.
+    """
+    waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+    if not waiting:
+        return None
+    first = min(waiting, key=lambda trial: (not epoch_records(trial), trial.number))
+    joined.storage.rdb.write_trial(
+        trial_id(first),
+        system_attrs={_CLAIM: mark},
+        state=TrialState.RUNNING,
+        expected=(TrialState.WAITING, {}),
+    )
+    return trial_id(first)

@@ -59,6 +59,7 @@ class Spent:
         waiting: Trials in the queue: baselines, trials that were handed back, and failed ones
             that are tried again.
         failed: Trials that failed and are not tried again.
+        begun: Of the waiting ones, those that have epochs on record.
     """
 
     trials: int
@@ -68,6 +69,7 @@ class Spent:
     running: int
     waiting: int
     failed: int
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def spent(
     count = {state: sum(trial.state is state for trial in trials) for state in TrialState}
     latest = {lineage_number(trial): trial for trial in trials}  # by number: a retry comes later
     epochs = {number: len(epoch_records(trial)) for number, trial in latest.items()}
-    again = len(awaiting_retry(trials))
+    retried = awaiting_retry(trials)
+    queued = [trial for trial in trials if trial.state is TrialState.WAITING]
+    again = len(retried)
     failed = sum(trial.state is TrialState.FAIL for trial in latest.values())
     return Spent(
         trials=count[TrialState.COMPLETE] + count[TrialState.PRUNED],
@@ -121,6 +125,7 @@ def spent(
         running=count[TrialState.RUNNING],
         waiting=count[TrialState.WAITING] + again,
         failed=failed - again,
+        begun=sum(bool(epoch_records(trial)) for trial in [*queued, *retried]),
     )
 
 
@@ -136,7 +141,8 @@ def next_step(
 
     Trials: as many finish as the budget says. Epochs: as many are trained; a trial may get
     fewer than it wants, and ends after them. Hours: nothing is begun after them, and running
-    trials end after their epoch. Failures: a study ends when at least three trials, and no
+    trials end after their epoch. What was interrupted is finished with what it has, when there is
+    no more for it. Failures: a study ends when at least three trials, and no
     fewer than have finished, failed for good.
 
     Args:
@@ -155,6 +161,10 @@ def next_step(
         cause = f"{failed} trials failed and {so_far.trials} finished"
         return NextStep(BudgetStep.SPENT, so_far, left, cause, failing=True)
     if cause := _why_spent(so_far, budget, left):
+        room = budget.trials is None or so_far.trials < budget.trials
+        if so_far.begun and room:
+            # Somebody finishes what was interrupted, with what it has.
+            return NextStep(BudgetStep.ASK, so_far, 0)
         return NextStep(BudgetStep.SPENT, so_far, left, cause)
     if cause := _why_wait(so_far, budget, left):
         return NextStep(BudgetStep.WAIT, so_far, left, cause)
@@ -163,7 +173,7 @@ def next_step(
 
 def _why_spent(so_far: Spent, budget: Budget, left: int | None) -> str:
     if budget.hours is not None and so_far.hours >= budget.hours:
-        return f"{budget.hours:g} hours have passed"
+        return "" if so_far.running else f"{budget.hours:g} hours have passed"
     if budget.trials is not None and so_far.trials >= budget.trials:
         return f"{so_far.trials} of {budget.trials} trials have finished"
     if left == 0 and not so_far.running:
@@ -172,6 +182,8 @@ def _why_spent(so_far: Spent, budget: Budget, left: int | None) -> str:
 
 
 def _why_wait(so_far: Spent, budget: Budget, left: int | None) -> str:
+    if budget.hours is not None and so_far.hours >= budget.hours:
+        return f"{budget.hours:g} hours have passed, and {so_far.running} trials are running"
     if budget.trials is not None and so_far.trials + so_far.running >= budget.trials:
         return f"the last {so_far.running} trials are running"
     return "running trials have reserved the last epochs" if left == 0 else ""

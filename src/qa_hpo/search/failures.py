@@ -92,20 +92,18 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
 def is_retried(attempts: list[FrozenTrial]) -> bool:
     """Return whether the latest of a trial's ``attempts``, oldest first, failed and is tried again.
 
-    It is while its cause may pass, and while not too many attempts in a row failed of it at the
-    same epoch: a trial that gets further each time is worth another worker.
+    It is while its cause may pass, and while not too many attempts in a row failed at the same
+    epoch: a trial that gets further each time is worth another worker.
     """
     latest = attempts[-1]
-    if latest.state is not TrialState.FAIL or CAUSE not in latest.user_attrs:
+    cause = latest.user_attrs.get(CAUSE)
+    if latest.state is not TrialState.FAIL or cause not in RETRIES:
         return False
-
-    def same(trial: FrozenTrial) -> bool:
-        return trial.user_attrs.get(CAUSE) == latest.user_attrs[CAUSE] and len(
-            epoch_records(trial)
-        ) == len(epoch_records(latest))
-
-    in_a_row = sum(1 for _ in takewhile(same, reversed(attempts)))
-    return in_a_row <= RETRIES.get(latest.user_attrs[CAUSE], 0)
+    reached = len(epoch_records(latest))
+    here = takewhile(lambda trial: len(epoch_records(trial)) == reached, reversed(attempts))
+    causes = [trial.user_attrs.get(CAUSE) for trial in here]
+    of_this = sum(1 for _ in takewhile(lambda other: other == cause, causes))
+    return of_this <= RETRIES[cause] and len(causes) <= max(RETRIES.values())
 
 
 def awaiting_retry(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

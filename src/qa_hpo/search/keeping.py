@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from qa_hpo.errors import ArtifactError
+from qa_hpo.errors import ArtifactError, LostArtifactError
 from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths
 from qa_hpo.search.artifacts import CheckpointStore, artifact_id, metadata, owner
@@ -40,15 +40,19 @@ class Keeper:
     def restore(self) -> None:
         """Put the resume state where the run looks for it.
 
-        Where it cannot be had, the trial begins anew: on the same hardware, that gives the same
-        records again.
+        Where it is gone, the trial begins anew: on the same hardware, that gives the same records
+        again.
+
+        Raises:
+            ArtifactError: The store refuses.
+            DiskFullError: There is no space for it.
         """
         if self.kept is None or self.kept.resume is None:
             return
         number, epoch = self.trial.number, self.kept.epoch
         try:
             self.store.get(self.kept.resume, self.paths.resume_state(epoch))
-        except ArtifactError as error:
+        except LostArtifactError as error:
             _logger.warning("trial %d begins anew: %s", number, error)
             self.kept = None
         else:
@@ -81,7 +85,10 @@ class Keeper:
         """Remove what was kept before, now that ``now`` is recorded."""
         before, self.kept = self.kept, now
         if before is not None:
-            self.store.remove(before.keys() - now.keys())
+            try:
+                self.store.remove(before.keys() - now.keys())
+            except ArtifactError as error:  # collected later
+                _logger.warning("what was kept before is not removed: %s", error)
 
     def metadata(self) -> dict[str, str]:
         """Return the system attributes by which dashboards know the best checkpoint."""

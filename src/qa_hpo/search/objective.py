@@ -90,9 +90,12 @@ class Objective:
                 stop_reason = self.stop_reason(asked, teller.records)
             with self.whole():
                 self._finish(asked, teller, stop_reason)
+        return stop_reason
+
+    def collect(self) -> None:
+        """Remove the checkpoints that no trial needs any more."""
         with self.whole():
             collect(self.joined, self.store)
-        return stop_reason
 
     def _train(self, asked: Asked, teller: "_EpochTeller") -> str | None:
         config = self.config(asked)
@@ -211,7 +214,8 @@ class _EpochTeller:
     def _keep(self, record: EpochRecord) -> None:
         self.records.append(record)
         asked = self.asked
-        last = record.epoch >= min(asked.epochs_reserved, asked.parameters.epochs)
+        # Not by what is reserved: a retry may be given more.
+        last = record.epoch >= asked.parameters.epochs
         now = self.keeper.keep(self.records, last=last)
         record_epoch(self.objective.joined, asked.trial, record.as_dict(), kept=now)
         self.keeper.recorded(now)

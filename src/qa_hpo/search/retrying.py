@@ -8,6 +8,7 @@ transaction.
 
 import contextlib
 import functools
+import json
 import logging
 import random
 import threading
@@ -31,10 +32,11 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 
 from qa_hpo.errors import OutageError
 
-__all__ = ["PATIENCE_S", "RetryingRDBStorage", "first_line", "is_outage"]
+__all__ = ["PATIENCE_S", "NotOursError", "RetryingRDBStorage", "first_line", "is_outage"]
 
 PATIENCE_S = 1800.0
 """How long calls are made again before an outage is given up: a server's upgrade takes less, and
@@ -45,8 +47,11 @@ _LONGEST_DELAY_S = 10.0
 
 # What SQLite calls a database that others write to for longer than the busy timeout.
 _SQLITE_BUSY = ("locked", "busy")
-# PostgreSQL's classes of errors that pass: connections, resources, shutdowns, serialisation.
-_PASSING_CLASSES = ("08", "40", "53", "57")
+# PostgreSQL's errors that pass, or the classes of them: connections, serialisation, resources,
+# and the server's shutdown and start.
+_PASSING_STATES = ("08", "40", "53", "57P01", "57P02", "57P03")
+# What a server says before there is a connection, where errors have no state.
+_REFUSALS = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf")
 
 _logger = logging.getLogger(__name__)
 
@@ -91,10 +96,14 @@ def is_outage(error: BaseException | None) -> bool:
         return False
     state = getattr(error.orig, "sqlstate", None)
     if state is not None:
-        return str(state).startswith(_PASSING_CLASSES)
+        return str(state).startswith(_PASSING_STATES)
     if type(error.orig).__module__.startswith("sqlite3"):
         return any(word in str(error.orig) for word in _SQLITE_BUSY)
-    return True
+    return not any(words in str(error.orig) for words in _REFUSALS)
+
+
+class NotOursError(Exception):
+    """A trial is not as it was seen under the study's lock, which is lost: begin again."""
 
 
 class RetryingRDBStorage(RDBStorage):
@@ -106,21 +115,21 @@ class RetryingRDBStorage(RDBStorage):
     Attributes:
         patience_s: Seconds after which an outage is given up with an ``OutageError``.
         wait: Waits for so many seconds between two attempts; what it raises ends the waiting.
-        troubled_at: When a call last failed, by the monotonic clock; minus infinity if none has.
     """
 
     patience_s: float = PATIENCE_S
     wait: Callable[[float], None] = staticmethod(time.sleep)
-    troubled_at: float = -float("inf")
 
     # Made here, as Optuna's constructor calls some of the methods.
     def __new__(cls, *_arguments: Any, **_options: Any) -> "RetryingRDBStorage":
         """Make the storage ready for the calls of Optuna's constructor."""
         storage = super().__new__(cls)
         storage._thread = threading.local()
+        storage._silent_since = {}
         return storage
 
     _thread: threading.local
+    _silent_since: dict[int, float]
 
     @contextlib.contextmanager
     def fenced(self) -> Iterator[None]:
@@ -148,6 +157,8 @@ class RetryingRDBStorage(RDBStorage):
         while True:
             try:
                 result = call()
+            except NotOursError:
+                self.wait(_FIRST_DELAY_S)
             except (StorageInternalError, SQLAlchemyError) as error:
                 if not is_outage(error):
                     raise
@@ -158,7 +169,6 @@ class RetryingRDBStorage(RDBStorage):
                     _logger.warning(
                         "the database does not answer (%s); trying again", first_line(error)
                     )
-                self.troubled_at = now
                 if now - began > self.patience_s:
                     lasted = f"the database has not answered for {now - began:.0f} s"
                     raise OutageError(f"{lasted}: {first_line(error)}") from None
@@ -171,14 +181,6 @@ class RetryingRDBStorage(RDBStorage):
                         "the database answers again after %.1f s", time.monotonic() - began
                     )
                 return result
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """Record a sign of life, in one attempt."""
-        try:
-            super().record_heartbeat(trial_id)
-        except (StorageInternalError, SQLAlchemyError):
-            self.troubled_at = time.monotonic()
-            raise
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -202,6 +204,7 @@ class RetryingRDBStorage(RDBStorage):
         reports: Mapping[int, float] | None = None,
         state: TrialState | None = None,
         values: Sequence[float] | None = None,
+        expected: tuple[TrialState, Mapping[str, Any]] | None = None,
     ) -> None:
         """Write all of this to an unfinished trial in one transaction: all of it or nothing.
 
@@ -213,16 +216,21 @@ class RetryingRDBStorage(RDBStorage):
             reports: Intermediate values by their step; a step that has one is overwritten.
             state: The state that the trial gets, if another one.
             values: Its values.
+            expected: The state that the trial must be in, and system attributes that it must
+                have; None stands for one that it must not have.
 
         Raises:
             UpdateFinishedTrialError: The trial is finished.
             KeyError: There is no such trial.
+            NotOursError: The trial is not as ``expected``.
         """
 
         def write() -> None:
             with _create_scoped_session(self.scoped_session) as session:
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
                 self.check_trial_is_updatable(trial_id, cast("TrialState", trial.state))
+                if expected is not None and not _is_as(trial, session, *expected):
+                    raise NotOursError(f"trial {trial.number} is not as it was seen")
                 for name, (param, distribution) in (params or {}).items():
                     internal = distribution.to_internal_repr(param)
                     self._set_trial_param_without_commit(
@@ -242,10 +250,12 @@ class RetryingRDBStorage(RDBStorage):
                     self._set_trial_value_without_commit(session, trial, objective, value)
                 if state is not None:
                     trial.state = state
+                    if state is TrialState.RUNNING:
+                        trial.datetime_start = datetime.now()
                     if state.is_finished():
                         trial.datetime_complete = datetime.now()
 
-        if state is None:
+        if state is None or not state.is_finished():
             self.through_outages(write)
         else:
             self._finishing(trial_id, state, values, write, landed=None)
@@ -267,26 +277,18 @@ class RetryingRDBStorage(RDBStorage):
 
         self.through_outages(remove)
 
-    def stale_trials(self, study_id: int) -> list[int]:
-        """Return the running trials without a sign of life for longer than the grace period."""
-        return self._get_stale_trial_ids(study_id)
+    def dead_trials(self, study_id: int) -> list[int]:
+        """Return the running trials whose workers are dead, as far as this worker can tell.
 
-    def recovering(self, seconds: float) -> bool:
-        """Return whether the database was out within the last ``seconds``, as far as is known.
-
-        Nobody could give a sign of life meanwhile, so nobody can be told from the dead.
+        Their heartbeats are older than the grace period, and still were when this was asked
+        again, two heartbeats later by this process's clock. After an outage, or when a host wakes
+        up, every heartbeat is old; the living give the next one soon.
         """
-        if time.monotonic() - self.troubled_at < seconds:
-            return True
-        if self.engine.name != "postgresql":
-            return False
-        age = sqlalchemy.text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")
-
-        def ask() -> float:
-            with self.engine.connect() as connection:
-                return float(connection.execute(age).scalar_one())
-
-        return self.through_outages(ask) < seconds
+        now = time.monotonic()
+        silent = set(self._get_stale_trial_ids(study_id))
+        self._silent_since = {key: self._silent_since.get(key, now) for key in silent}
+        patience = 2 * (self.get_heartbeat_interval() or 0)
+        return [key for key, since in self._silent_since.items() if now - since >= patience]
 
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
@@ -330,6 +332,17 @@ class RetryingRDBStorage(RDBStorage):
                 raise
 
         return self.through_outages(attempt)
+
+
+def _is_as(
+    trial: models.TrialModel, session: Session, state: TrialState, attrs: Mapping[str, Any]
+) -> bool:
+    model = models.TrialSystemAttributeModel
+    rows = {key: model.find_by_trial_and_key(trial, key, session) for key in attrs}
+    stored = {
+        key: None if row is None else json.loads(str(row.value_json)) for key, row in rows.items()
+    }
+    return cast("TrialState", trial.state) is state and stored == dict(attrs)
 
 
 def _repeating(name: str) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ CONNECT_TIMEOUT_S = 10
 
 _FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
 _SECRET_OPTIONS = re.compile(r"((?:password|passwd|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
-_USER_AND_PASSWORD = re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL)
+_USER_AND_PASSWORD = re.compile(r"(://[^:/?#@\s]*):\S*@")
 
 _KEEPALIVES = {
     # A host that vanishes says nothing: without these a call to it waits for two hours.

@@ -4,9 +4,11 @@ The storage holds all that a worker needs: the study file, fingerprints of the d
 versions of the packages are attributes of the study.
 """
 
+import contextlib
+import logging
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +41,7 @@ __all__ = [
     "create_study",
     "load_study",
     "set_budget",
+    "told_if_gone",
 ]
 
 STUDY_FILE = "study_file"
@@ -55,6 +58,8 @@ UID = "uid"
 """Study attribute: what tells its artifacts from those of other studies."""
 METRIC = "best_f1"
 """What a trial's value is."""
+
+_logger = logging.getLogger(__name__)
 
 
 def create_study(
@@ -86,6 +91,11 @@ def create_study(
             return replace(_joined(_stored_file(name, storage), storage), created=True)
         stored = _stored_file(name, storage)
         check_unchanged(stored, file, name)
+        if file.artifacts.folder != stored.artifacts.folder:
+            _logger.warning(
+                "artifacts.folder was %s; move what is kept there to %s",
+                *(stored.artifacts.folder, file.artifacts.folder),
+            )
         taken_over = {"budget": file.budget, "artifacts": file.artifacts}
         joined = _joined(stored.model_copy(update=taken_over), storage)
         check_fingerprints(joined, fingerprints)
@@ -134,6 +144,24 @@ def check_fingerprints(joined: JoinedStudy, fingerprints: Mapping[str, str]) -> 
                 f"(fingerprint {fingerprint}, the study has {expected})"
             )
     check_versions(name, stored[VERSIONS])
+
+
+@contextlib.contextmanager
+def told_if_gone(joined: JoinedStudy) -> Iterator[None]:
+    """Tell of a study that was deleted or renamed meanwhile, in a dashboard perhaps.
+
+    Raises:
+        MissingStudyError: It was.
+    """
+    try:
+        yield
+    except KeyError:
+        name = joined.file.study.name
+        if _attributes(name, joined.storage) is not None:
+            raise
+        raise MissingStudyError(
+            f"{joined.storage.shown}: study {name!r} was deleted or renamed"
+        ) from None
 
 
 def set_budget(joined: JoinedStudy, budget: Budget) -> JoinedStudy:

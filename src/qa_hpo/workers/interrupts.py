@@ -33,7 +33,7 @@ class Interrupts:
     Within :meth:`deferred` it comes at the end of the block, so that what belongs together is
     done whole. A second Ctrl-C ends the process at once.
 
-    Use it as a context manager, in the main thread; elsewhere it does nothing.
+    Signals are handled within :meth:`handled`, and only in the main thread.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,14 @@ class Interrupts:
             yield
         finally:
             self._deferring -= 1
+        if self._told is not None and not self._deferring:
+            raise ToldToEnd(self._told)
+
+    def check(self) -> None:
+        """Raise again, unless deferred: where a handler's exception was lost on its way.
+
+        Python drops what is raised while it finalises an object.
+        """
         if self._told is not None and not self._deferring:
             raise ToldToEnd(self._told)
 

@@ -32,6 +32,8 @@ from qa_hpo.workers.restarts import Restarts
 __all__ = ["LocalLauncher", "check_local"]
 
 _LOOK_S = 0.05
+# Each takes some hundred MiB, whatever its share of the cores.
+_MOST_PER_CORE = 8
 
 
 def check_local(count: int | None, per_device: int) -> None:
@@ -45,6 +47,12 @@ def check_local(count: int | None, per_device: int) -> None:
         InputError: They cannot; the message says what would be possible.
     """
     devices = gpus()
+    most = _MOST_PER_CORE * cores()
+    if not devices and (count or per_device) > most:
+        raise InputError(
+            f"--workers: {count or per_device} is more than {most}, {_MOST_PER_CORE} for each of "
+            f"this host's {cores()} cores"
+        )
     if devices:
         leases = Leases(devices)
         free = leases.free(per_device)

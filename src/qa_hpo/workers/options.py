@@ -14,6 +14,8 @@ __all__ = ["LAUNCHERS", "LaunchOptions", "launch_options", "make_launcher"]
 
 LAUNCHERS = ("local", "ray", "slurm")
 
+_MOST_WORKERS = 10_000
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -78,6 +80,8 @@ def _count(workers: str) -> int | None:
         return None
     if not (workers.isascii() and workers.isdecimal()) or int(workers) == 0:
         raise InputError(f"--workers: {workers!r} is neither auto nor a number from 1")
+    if len(workers) > 5 or int(workers) > _MOST_WORKERS:
+        raise InputError(f"--workers: {workers} is more than {_MOST_WORKERS}")
     return int(workers)
 
 

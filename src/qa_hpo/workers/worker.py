@@ -15,13 +15,19 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.config import Runtime
-from qa_hpo.errors import MissingStudyError, QaHpoError, UnreachableError, WorkError
+from qa_hpo.errors import (
+    MissingStudyError,
+    OutageError,
+    QaHpoError,
+    UnreachableError,
+    WorkError,
+)
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import Inputs
 from qa_hpo.paths import CachePaths
-from qa_hpo.search.asking import Asked, ask, hand_back
+from qa_hpo.search.asking import Asked, ask, hand_back, is_ours
 from qa_hpo.search.budget import BudgetStep, NextStep
-from qa_hpo.search.failures import cause_of
+from qa_hpo.search.failures import Cause, cause_of
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.retrying import first_line
@@ -131,8 +137,10 @@ def _joined(
         except (UnreachableError, MissingStudyError) as error:
             if storage is not None:
                 storage.close()
-            patience = _OPENING_S if isinstance(error, UnreachableError) else wait_s
-            if time.monotonic() - begun >= patience:
+            unreachable = isinstance(error, UnreachableError)
+            if time.monotonic() - begun >= (_OPENING_S if unreachable else wait_s):
+                if unreachable:  # the work failed: whoever launched the worker tries again
+                    raise OutageError(f"{error} (for {_OPENING_S:g} s)") from None
                 raise
             if str(error) not in told:
                 told.add(str(error))
@@ -191,6 +199,7 @@ class _Worker:
                 raise
             if isinstance(answer, NextStep):
                 if answer.step is BudgetStep.SPENT:
+                    self._collect()
                     _logger.info("the budget is spent: %s", answer.cause)
                     return answer
                 time.sleep(_WAIT_S)
@@ -204,23 +213,36 @@ class _Worker:
             _logger.info("trial %d ended: %s", trial.number, stop_reason or "complete")
         except LostTrialError as error:
             _logger.warning("%s; its work is dropped", error)
+        except OutageError:
+            raise  # there is nobody to tell; the trial is taken over
         except Exception as error:  # whatever it is, it is the trial's failure; the study goes on
             self._failed(asked, error)
             if self.debug or _device_is_lost(error):
                 raise
+        self._collect()
+
+    def _collect(self) -> None:
+        try:
+            self.objective.collect()
+        except Exception as error:  # noqa: BLE001  (no trial's failure; the next one collects)
+            _logger.warning("checkpoints are not collected: %s", first_line(error))
 
     def _failed(self, asked: Asked, error: Exception) -> None:
         number = asked.trial.number
-        unforeseen = not isinstance(error, QaHpoError)
-        cause, text = cause_of(error), " ".join(str(error).split())
+        cause = cause_of(error)
+        unforeseen = cause is Cause.ERROR and not isinstance(error, QaHpoError)
+        text = " ".join(str(error).split())
         if unforeseen:
             text = f"{type(error).__name__}: {text}"
+        elif cause is Cause.DATABASE:
+            text = first_line(error)
         tell = _logger.exception if unforeseen or self.debug else _logger.error
         tell("trial %d failed (%s): %s", number, cause, text)
         with contextlib.suppress(LostTrialError), self.interrupts.deferred():
             fail(self.joined, asked.trial, cause, text)
 
     def _check(self) -> None:
+        self.interrupts.check()
         if self.lost.is_set():
             raise LostTrialError("another worker took the trial over")
 
@@ -242,11 +264,11 @@ class _Worker:
                 try:
                     with rdb.fenced():  # the next beat is the next attempt
                         rdb.record_heartbeat(key)
-                        finished = rdb.get_trial(key).state.is_finished()
+                        lost = not is_ours(self.joined, asked.trial)
                 except Exception as error:  # noqa: BLE001  (the next beat may get through)
                     _logger.warning("a sign of life was missed: %s", first_line(error))
                 else:
-                    if finished and not over.is_set():
+                    if lost and not over.is_set():
                         self.lost.set()
                         return
 
