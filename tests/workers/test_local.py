@@ -128,7 +128,11 @@ def test_the_check_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(InputError, match=r"2 GPUs .* have room for 4 with 2 workers on each; --"):
         check_local(5, 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    check_local(40, 1)
+    check_local(32, 1)
+    with pytest.raises(
+        InputError, match=r"--workers: 100000 is more than \d+, the most for a host "
+    ):
+        check_local(100_000, 1)
 
 
 def test_an_interrupt_of_the_launcher_does_not_reach_the_workers(

@@ -216,7 +216,7 @@ def _fail_dead(joined: JoinedStudy, trials: list[FrozenTrial]) -> bool:
     rdb = joined.storage.rdb
     if not _running(trials):
         return False
-    dead = set(rdb.dead_trials(rdb.get_study_id_from_name(joined.file.study.name)))
+    dead = set(rdb.dead_trials(joined.key))
     for trial in _running(trials):
         if trial_id(trial) in dead:
             worker, grace = trial.user_attrs.get(WORKER, ""), rdb.grace_period
@@ -236,7 +236,7 @@ def _queue_retries(joined: JoinedStudy, trials: list[FrozenTrial]) -> bool:
         lineage = lineage_number(trial)
         history = [*trial.system_attrs.get("retry_history", []), trial.number]
         joined.storage.rdb.create_new_trial(
-            joined.storage.rdb.get_study_id_from_name(joined.file.study.name),
+            joined.key,
             create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
@@ -266,13 +266,11 @@ def _hand_out(
     mark: str,
 ) -> Asked:
     rdb = joined.storage.rdb
-    study = rdb.get_study_id_from_name(joined.file.study.name)
     key = _popped(joined, trials, mark)
     if key is None:
-        key = rdb.create_new_trial(study)
-        rdb.write_trial(
-            key, system_attrs={_CLAIM: mark}, expected=(TrialState.RUNNING, {_CLAIM: None})
-        )
+        new = create_trial(state=TrialState.WAITING, system_attrs={_CLAIM: mark})
+        new.state, new.datetime_start = TrialState.RUNNING, datetime.now()
+        key = rdb.create_new_trial(joined.key, new)
     rdb.record_heartbeat(key)  # a trial without one is never found dead
     trial = rdb.get_trial(key)
     chosen: dict[str, Any] = {}

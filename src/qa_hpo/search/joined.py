@@ -20,6 +20,7 @@ class JoinedStudy:
         storage: Where the study is kept.
         optuna_study: Optuna's study, with the sampler and the pruner that the file asks for.
         space: What is searched.
+        key: Its key in the storage.
         uid: What tells this study's artifacts from those of others, 8 hexadecimal digits.
         created: Whether this call created the study.
     """
@@ -28,5 +29,6 @@ class JoinedStudy:
     storage: StudyStorage
     optuna_study: optuna.Study
     space: SearchSpace
+    key: int
     uid: str
     created: bool = False

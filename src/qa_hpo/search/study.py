@@ -227,7 +227,8 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
             f"{storage.shown}: study {file.study.name!r} is of an earlier version of qa_hpo; "
             "choose another study.name"
         )
-    return JoinedStudy(file, storage, study, SearchSpace(file), uid)
+    key = storage.rdb.get_study_id_from_name(file.study.name)
+    return JoinedStudy(file, storage, study, SearchSpace(file), key, uid)
 
 
 def _attributes(name: str, storage: StudyStorage) -> dict[str, Any] | None:

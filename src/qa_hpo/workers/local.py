@@ -34,6 +34,7 @@ __all__ = ["LocalLauncher", "check_local"]
 _LOOK_S = 0.05
 # Each takes some hundred MiB, whatever its share of the cores.
 _MOST_PER_CORE = 8
+_MOST_ANYWHERE = 32
 
 
 def check_local(count: int | None, per_device: int) -> None:
@@ -47,11 +48,11 @@ def check_local(count: int | None, per_device: int) -> None:
         InputError: They cannot; the message says what would be possible.
     """
     devices = gpus()
-    most = _MOST_PER_CORE * cores()
+    most = max(_MOST_ANYWHERE, _MOST_PER_CORE * cores())
     if not devices and (count or per_device) > most:
         raise InputError(
-            f"--workers: {count or per_device} is more than {most}, {_MOST_PER_CORE} for each of "
-            f"this host's {cores()} cores"
+            f"--workers: {count or per_device} is more than {most}, the most for a host with "
+            f"{cores()} cores and no GPU"
         )
     if devices:
         leases = Leases(devices)
