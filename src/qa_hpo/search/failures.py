@@ -49,7 +49,8 @@ class Cause(StrEnum):
 
 
 RETRIES = {
-    Cause.WORKER_DIED: 3,
+    # Killed from outside, more often than not: a night of preemptions must not lose a trial.
+    Cause.WORKER_DIED: 9,
     Cause.DATABASE: 3,
     Cause.ARTIFACTS: 3,
     Cause.DISK: 3,

@@ -249,11 +249,7 @@ class RetryingRDBStorage(RDBStorage):
                 for objective, value in enumerate(values or ()):
                     self._set_trial_value_without_commit(session, trial, objective, value)
                 if state is not None:
-                    trial.state = state
-                    if state is TrialState.RUNNING:
-                        trial.datetime_start = datetime.now()
-                    if state.is_finished():
-                        trial.datetime_complete = datetime.now()
+                    _set_state(trial, state)
 
         if state is None or not state.is_finished():
             self.through_outages(write)
@@ -332,6 +328,15 @@ class RetryingRDBStorage(RDBStorage):
                 raise
 
         return self.through_outages(attempt)
+
+
+def _set_state(trial: models.TrialModel, state: TrialState) -> None:
+    """Set a trial's state and the time of it, as Optuna does."""
+    trial.state = state
+    if state is TrialState.RUNNING:
+        trial.datetime_start = datetime.now()
+    if state.is_finished():
+        trial.datetime_complete = datetime.now()
 
 
 def _is_as(

@@ -60,6 +60,15 @@ _KEEPALIVES = {
     "tcp_user_timeout": 60_000,  # milliseconds
 }
 
+# A server has about a hundred connections: a worker keeps one, and needs two more while it holds
+# the lock and its heartbeat beats.
+_SERVER_SETTINGS = {
+    "pool_size": 1,
+    "max_overflow": 3,
+    "pool_pre_ping": True,  # idle connections are dropped on the way
+    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, **_KEEPALIVES},
+}
+
 _Lock = Callable[[str], AbstractContextManager[None]]
 Result = TypeVar("Result")
 
@@ -156,14 +165,7 @@ def open_storage(
         settings = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         lock = _file_lock(path, shown)
     else:
-        # A server has about a hundred connections: a worker keeps one, and needs two more
-        # while it holds the lock and its heartbeat beats.
-        settings = {
-            "pool_size": 1,
-            "max_overflow": 3,
-            "pool_pre_ping": True,  # idle connections are dropped on the way
-            "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, **_KEEPALIVES},
-        }
+        settings = _SERVER_SETTINGS
         lock = _advisory_lock(_engine(parsed))
     try:
         # Once before the lock, which would leave its file beside a file that is not ours.
