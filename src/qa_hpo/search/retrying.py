@@ -7,6 +7,7 @@ transaction.
 """
 
 import contextlib
+import copy
 import functools
 import json
 import logging
@@ -24,6 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -75,6 +77,7 @@ _REPEATABLE = (
     "set_trial_system_attr",
     "get_trial_id_from_study_id_trial_number",
     "get_trial_param",
+    "get_trial_user_attrs",
     "get_trial",
     "_get_trials",
     "_get_best_trial_id",
@@ -240,8 +243,8 @@ class RetryingRDBStorage(RDBStorage):
                     (models.TrialUserAttributeModel, user_attrs),
                     (models.TrialSystemAttributeModel, system_attrs),
                 ):
-                    for key, value in (attributes or {}).items():
-                        self._set_trial_attr_without_commit(session, model, trial_id, key, value)
+                    if attributes:
+                        session.execute(_upsert(self.engine.name, model, trial_id, attributes))
                 for step, report in (reports or {}).items():
                     self._set_trial_intermediate_value_without_commit(
                         session, trial_id, step, report
@@ -297,8 +300,12 @@ class RetryingRDBStorage(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             created = self._get_prepared_new_trial(study_id, template_trial, session)
-            trial_id = cast("int", created.trial_id)
-        return self.get_trial(trial_id)
+            trial_id, number = cast("int", created.trial_id), cast("int", created.number)
+        if template_trial is None:
+            return self.get_trial(trial_id)
+        trial = copy.deepcopy(template_trial)
+        trial._trial_id, trial.number = trial_id, number
+        return trial
 
     def _finishing(
         self,
@@ -328,6 +335,25 @@ class RetryingRDBStorage(RDBStorage):
                 raise
 
         return self.through_outages(attempt)
+
+
+def _upsert(
+    dialect: str,
+    model: type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel],
+    trial_id: int,
+    attributes: Mapping[str, Any],
+) -> sqlalchemy.Insert:
+    """Return one statement that sets all of a trial's ``attributes``."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for key, value in attributes.items()
+    ]
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(model).values(rows)
+    upsert: sqlalchemy.Insert = insert.on_conflict_do_update(
+        index_elements=[model.trial_id, model.key],
+        set_={"value_json": insert.excluded.value_json},
+    )
+    return upsert
 
 
 def _set_state(trial: models.TrialModel, state: TrialState) -> None:

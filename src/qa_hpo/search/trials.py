@@ -159,7 +159,8 @@ def record_epoch(
     epoch, loss = plain["epoch"], plain["val_loss"]
     rdb = joined.storage.rdb
     with _lost(trial.number):
-        records = epoch_records(rdb.get_trial(trial_id(trial)))
+        stored = rdb.get_trial_user_attrs(trial_id(trial))
+        records = sorted(stored.get(EPOCHS, []), key=lambda known: int(known["epoch"]))
         if any(known["epoch"] == epoch for known in records):
             return False
         rdb.write_trial(
@@ -213,7 +214,7 @@ def finish(
 
     rdb, study = joined.storage.rdb, joined.optuna_study
     with _lost(trial.number):
-        study.sampler.after_trial(study, rdb.get_trial(trial_id(trial)), state, values)
+        study.sampler.after_trial(study, trial, state, values)
         rdb.write_trial(
             trial_id(trial),
             user_attrs=attributes,
