@@ -17,7 +17,7 @@ from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
-from qa_hpo.search.trials import finish, record_epoch, trial_id
+from qa_hpo.search.trials import finish, record_epoch, with_reports
 
 __all__ = ["Share", "measure_share"]
 
@@ -95,13 +95,14 @@ def _work(joined: JoinedStudy) -> None:
                 return
             time.sleep(0.1)
             continue
-        slept = 0.0
+        slept, losses = 0.0, dict[int, float | None]()
         for epoch in range(1, answer.epochs_reserved + 1):
             before = time.monotonic()
             time.sleep(PAUSE_S)
             slept += time.monotonic() - before
-            record_epoch(joined, answer.trial, {"epoch": epoch, "val_loss": 1.0 / epoch})
-            trial = joined.storage.rdb.get_trial(trial_id(answer.trial))
+            losses[epoch] = 1.0 / epoch
+            record_epoch(joined, answer.trial, {"epoch": epoch, "val_loss": losses[epoch]})
+            trial = with_reports(answer.trial, losses)
             joined.optuna_study.pruner.prune(joined.optuna_study, trial)
         attributes = {"best_f1": 50.0, "best_epoch": 1, "f1": 49.0, "train_seconds": slept}
         finish(joined, answer.trial, state=TrialState.COMPLETE, attrs=attributes)

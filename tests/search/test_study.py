@@ -14,11 +14,11 @@ from worker_processes import finished, started
 from qa_hpo.config import Budget
 from qa_hpo.errors import StorageError, StudyFileError
 from qa_hpo.search import agreement
-from qa_hpo.search.asking import Asked, ask, release_trials, run_seed
+from qa_hpo.search.asking import Asked, ask, hand_back, release_trials, run_seed
 from qa_hpo.search.budget import BudgetStep, NextStep
 from qa_hpo.search.storage import StudyStorage, open_storage
 from qa_hpo.search.study import check_fingerprints, create_study, load_study, set_budget
-from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch
+from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch, trial_id
 
 VERSIONS_HERE = agreement.versions()
 
@@ -280,6 +280,24 @@ def test_a_trial_that_is_asked_for(storage: StudyStorage):
     }
     assert (answer.lineage, answer.seed) == (0, run_seed(3, 0))
     assert answer.epochs_reserved == answer.parameters.epochs
+
+
+def test_what_is_handed_out_is_what_is_stored(storage: StudyStorage):
+    # New ones, by chance and by TPE; one that waits without parameters, and a retry.
+    joined = created(storage, budget={"trials": 30}, baseline=[{"learning_rate": 1e-4}])
+    for _ in range(15):
+        trial = asked(joined, worker="host:1").trial
+        assert trial == joined.storage.rdb.get_trial(trial_id(trial))
+        assert list(trial.params) == list(joined.storage.rdb.get_trial(trial_id(trial)).params)
+        run(joined, trial, 1)
+    joined.optuna_study.enqueue_trial({})
+    handed_back = asked(joined, worker="host:1").trial
+    assert handed_back.number == 15
+    record_epoch(joined, handed_back, record(1))
+    assert hand_back(joined, handed_back)
+    again = asked(joined, worker="host:2").trial
+    assert again.number == 15
+    assert again == joined.storage.rdb.get_trial(trial_id(again))
 
 
 def test_a_budget_of_trials_is_shared(storage: StudyStorage):

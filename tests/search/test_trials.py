@@ -11,7 +11,7 @@ from search_helpers import asked, created, record, run
 
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import StudyStorage, open_storage
-from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch
+from qa_hpo.search.trials import LostTrialError, epoch_records, finish, record_epoch, with_reports
 
 
 @pytest.fixture
@@ -35,6 +35,17 @@ def test_an_epoch_is_recorded_and_reported(anywhere: JoinedStudy):
         {"epoch": 1, "val_loss": 1.235, "f1": 0.5, "total": 9},
         {"epoch": 2, "val_loss": 1.217, "note": "x", "scores": [1, None, True]},
     ]
+
+
+def test_reports_without_asking_are_those_that_are_stored(anywhere: JoinedStudy):
+    trial = asked(anywhere).trial
+    losses = {1: 1.235, 2: math.inf, 3: None, 4: 1.217}
+    for epoch, loss in losses.items():
+        record_epoch(anywhere, trial, {"epoch": epoch, "val_loss": loss})
+    now = with_reports(trial, losses)
+    assert now.intermediate_values == {1: -1.235, 4: -1.217}
+    assert now.intermediate_values == anywhere.optuna_study.trials[0].intermediate_values
+    assert trial.intermediate_values == {}
 
 
 def test_an_epoch_that_is_there_is_not_doubled(joined: JoinedStudy):
@@ -167,11 +178,10 @@ def test_the_best_trial_is_a_complete_one(mixed: JoinedStudy):
 
 def test_tpe_goes_on_sampling(mixed: JoinedStudy):
     trial = asked(mixed).trial
+    study = mixed.optuna_study
     # Beyond the start-up trials, the parameters are sampled together.
-    assert any(
-        key.startswith("tpe:") for key in mixed.storage.rdb.get_trial(trial._trial_id).system_attrs
-    )
-    finish(mixed, trial, state=TrialState.FAIL, attrs={})
+    together = study.sampler.infer_relative_search_space(study, trial)
+    assert set(together) == {"start", "learning_rate", "epochs"}
 
 
 def test_importances_take_it(mixed: JoinedStudy):

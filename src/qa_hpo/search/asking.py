@@ -265,39 +265,49 @@ def _hand_out(
     worker: str | None,
     mark: str,
 ) -> Asked:
-    rdb = joined.storage.rdb
-    key = _popped(joined, trials, mark)
-    if key is None:
+    trial = _popped(joined, trials, mark)
+    if trial is None:
         new = create_trial(state=TrialState.WAITING, system_attrs={_CLAIM: mark})
         new.state, new.datetime_start = TrialState.RUNNING, datetime.now()
-        key = rdb.create_new_trial(joined.key, new)
-    rdb.record_heartbeat(key)  # a trial without one is never found dead
-    trial = rdb.get_trial(key)
+        trial = joined.storage.rdb.create_trial(joined.key, new)
+    key = trial_id(trial)
+    joined.storage.rdb.record_heartbeat(key)  # a trial without one is never found dead
     chosen: dict[str, Any] = {}
     if trial.params or "fixed_params" in trial.system_attrs:
         # What a queued trial lacks (a point that somebody queued by hand, say) is sampled here.
         parameters = joined.space.suggest(optuna.Trial(joined.optuna_study, key))
+        trial = joined.storage.rdb.get_trial(key)
     else:
         chosen = propose(joined, trial, trials)
         parameters = joined.space.parameters_of(chosen)
     reserved = parameters.epochs
     if step.epochs_left is not None:
         reserved = min(reserved, len(epoch_records(trial)) + step.epochs_left)
-    rdb.write_trial(
+    params = {name: (value, joined.space.distributions[name]) for name, value in chosen.items()}
+    user_attrs = {EPOCHS_RESERVED: reserved, **({} if worker is None else {WORKER: worker})}
+    system_attrs = {_HANDED_OUT: mark}
+    joined.storage.rdb.write_trial(
         key,
-        params={name: (value, joined.space.distributions[name]) for name, value in chosen.items()},
-        user_attrs={EPOCHS_RESERVED: reserved, **({} if worker is None else {WORKER: worker})},
-        system_attrs={_HANDED_OUT: mark},
+        params=params,
+        user_attrs=user_attrs,
+        system_attrs=system_attrs,
         # Should the lock be lost meanwhile, another worker may have taken the trial back.
         expected=(TrialState.RUNNING, {_CLAIM: mark}),
     )
-    trial = rdb.get_trial(key)
+    # As the storage has it now, which need not be asked.
+    trial.params |= {
+        name: kind.to_external_repr(kind.to_internal_repr(value))
+        for name, (value, kind) in params.items()
+    }
+    trial.distributions |= {name: kind for name, (_, kind) in params.items()}
+    trial.user_attrs |= user_attrs
+    trial.system_attrs |= system_attrs
     lineage = lineage_number(trial)
     return Asked(trial, parameters, lineage, run_seed(joined.file.study.seed, lineage), reserved)
 
 
-def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> int | None:
-    """Return the key of the first trial in the queue, which now runs.
+def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> FrozenTrial | None:
+    """Return the first trial in the queue, which now runs.
 
     Those that have begun come first: the budget may be spent before the others' turn.
     """
@@ -311,4 +321,4 @@ def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> int | 
         state=TrialState.RUNNING,
         expected=(TrialState.WAITING, {}),
     )
-    return trial_id(first)
+    return joined.storage.rdb.get_trial(trial_id(first))

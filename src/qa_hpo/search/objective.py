@@ -28,6 +28,7 @@ from qa_hpo.search.trials import (
     finish,
     record_epoch,
     trial_id,
+    with_reports,
 )
 
 __all__ = ["Objective"]
@@ -156,8 +157,8 @@ class Objective:
         if not is_control(file.study.seed, asked.lineage, file.pruning.control_fraction):
             if self.overfitting.overfits(losses):
                 return "overfitting"
-            trial = self.joined.storage.rdb.get_trial(trial_id(asked.trial))
-            if study.pruner.prune(study, trial):
+            reported = {record.epoch: record.val_loss for record in records}
+            if study.pruner.prune(study, with_reports(asked.trial, reported)):
                 return "hopeless"
         out_of_epochs = epoch >= asked.epochs_reserved
         if out_of_epochs or time_is_up(study, file.budget):

@@ -1,13 +1,12 @@
 """Which point of the search space a new trial gets: what the sampler draws, and nothing twice."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.joined import JoinedStudy
@@ -32,10 +31,9 @@ def propose(
     Args:
         joined: The study.
         trial: The trial, which runs.
-        trials: The study's trials.
+        trials: The study's trials, as they were read under the lock.
     """
-    # A view of its own: Study keeps the trials that samplers ask it for until its next ask().
-    study = copy.copy(joined.optuna_study)
+    study = cast("optuna.Study", _Snapshot(joined.optuna_study, trials))
     taken = {
         _point(joined.space.parameters_of(other.params))
         for other in trials
@@ -57,6 +55,36 @@ def propose(
         if _point(joined.space.parameters_of(by_chance)) not in taken:
             return by_chance
     return drawn
+
+
+class _Snapshot:
+    """A study for a sampler, which would ask the database for its trials again."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study = study
+        self._trials = trials
+        self._storage = _Unwritten()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = False,  # never: samplers do not change trials
+        states: Container[TrialState] | None = None,
+        use_cache: bool = True,
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+
+class _Unwritten:
+    """A storage that drops what TPE notes of a running trial: the parameters that it will have.
+
+    Other workers see it with all of them, since they are written before the lock is released.
+    """
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Drop an attribute."""
 
 
 def _by_sampler(

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -213,7 +213,8 @@ class RetryingRDBStorage(RDBStorage):
 
         Args:
             trial_id: The trial's key.
-            params: Parameters that it has not had, each with its distribution.
+            params: Parameters that it has not had, each with its distribution. That other
+                trials have the same is not checked: whoever joins a study has its space.
             user_attrs: User attributes.
             system_attrs: System attributes.
             reports: Intermediate values by their step; a step that has one is overwritten.
@@ -234,11 +235,8 @@ class RetryingRDBStorage(RDBStorage):
                 self.check_trial_is_updatable(trial_id, cast("TrialState", trial.state))
                 if expected is not None and not _is_as(trial, session, *expected):
                     raise NotOursError(f"trial {trial.number} is not as it was seen")
-                for name, (param, distribution) in (params or {}).items():
-                    internal = distribution.to_internal_repr(param)
-                    self._set_trial_param_without_commit(
-                        session, trial_id, name, internal, distribution
-                    )
+                if params:
+                    session.execute(_insert_params(trial_id, params))
                 for model, attributes in (
                     (models.TrialUserAttributeModel, user_attrs),
                     (models.TrialSystemAttributeModel, system_attrs),
@@ -289,6 +287,10 @@ class RetryingRDBStorage(RDBStorage):
         patience = 2 * (self.get_heartbeat_interval() or 0)
         return [key for key, since in self._silent_since.items() if now - since >= patience]
 
+    def create_trial(self, study_id: int, template: FrozenTrial) -> FrozenTrial:
+        """Return a new trial that has everything of ``template`` but its number and key."""
+        return self._create_new_trial(study_id, template)
+
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
@@ -335,6 +337,22 @@ class RetryingRDBStorage(RDBStorage):
                 raise
 
         return self.through_outages(attempt)
+
+
+def _insert_params(
+    trial_id: int, params: Mapping[str, tuple[Any, BaseDistribution]]
+) -> sqlalchemy.Insert:
+    """Return one statement that gives a trial its ``params``."""
+    rows = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(param),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, (param, distribution) in params.items()
+    ]
+    return sqlalchemy.insert(models.TrialParamModel).values(rows)
 
 
 def _upsert(

@@ -6,6 +6,7 @@ epoch records), and ``stop_reason`` if it was stopped. A failed one has ``cause`
 """
 
 import contextlib
+import copy
 import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "lineage_number",
     "record_epoch",
     "trial_id",
+    "with_reports",
 ]
 
 EPOCHS = "epochs"
@@ -170,6 +172,22 @@ def record_epoch(
             reports={} if loss is None else {epoch: -loss},
         )
     return True
+
+
+def with_reports(trial: FrozenTrial, losses: Mapping[int, float | None]) -> FrozenTrial:
+    """Return a trial with the reports that :func:`record_epoch` makes of its ``losses``.
+
+    So a pruner can judge it as it is now, without asking the database.
+
+    Args:
+        trial: The trial, as of an earlier time.
+        losses: Its validation losses by epoch, all of them.
+    """
+    now = copy.copy(trial)
+    now.intermediate_values = {
+        epoch: -loss for epoch, loss in losses.items() if loss is not None and math.isfinite(loss)
+    }
+    return now
 
 
 def finish(
