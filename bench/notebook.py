@@ -61,6 +61,58 @@ def tokenise(
     return columns
 
 
+def label(
+    batch: Mapping[str, list[Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    doc_stride: int,
+) -> dict[str, list[Any]]:
+    """The windows of some questions as training takes them: with the labels, token by token."""
+    encoded = tokenizer(
+        [question.lstrip() for question in batch["question"]],
+        batch["context"],
+        truncation="only_second",
+        padding="max_length",
+        max_length=max_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    owners = encoded.pop("overflow_to_sample_mapping")
+    columns = {name: rows for name, rows in encoded.items() if name != "offset_mapping"}
+    columns["start_positions"], columns["end_positions"] = [], []
+    for window, characters in enumerate(encoded["offset_mapping"]):
+        cls = encoded["input_ids"][window].index(tokenizer.cls_token_id)
+        first, last = _answer(
+            characters, encoded.sequence_ids(window), batch["answers"][owners[window]], cls
+        )
+        columns["start_positions"].append(first)
+        columns["end_positions"].append(last)
+    return columns
+
+
+def _answer(
+    characters: list[tuple[int, int]],
+    parts: list[int | None],
+    answers: Mapping[str, list[Any]],
+    cls: int,
+) -> tuple[int, int]:
+    """The first and the last token of a window's answer; CLS twice where it does not hold it."""
+    if not answers["text"]:
+        return cls, cls
+    begins = answers["answer_start"][0]
+    ends = begins + len(answers["text"][0])
+    first = parts.index(1)
+    last = len(parts) - 1 - parts[::-1].index(1)
+    if characters[first][0] > begins or characters[last][1] < ends:
+        return cls, cls
+    while first < len(characters) and characters[first][0] <= begins:
+        first += 1
+    while characters[last][1] >= ends:
+        last -= 1
+    return first - 1, last + 1
+
+
 def dataset_windows(questions: Dataset, make: Callable[..., dict[str, list[Any]]]) -> Dataset:
     """The windows as a Dataset, which is how the notebook holds them."""
     return questions.map(

@@ -61,12 +61,15 @@ def exact_match(prediction: str, gold: str) -> float:
 
 def token_f1(prediction: str, gold: str) -> float:
     """F1 of the normalised tokens, in 0..1; where either has none, 1.0 if both have none."""
-    predicted, wanted = _tokens(prediction), _tokens(gold)
+    return _overlap(_tokens(prediction), _tokens(gold))
+
+
+def _overlap(predicted: tuple[str, ...], wanted: tuple[str, ...]) -> float:
     if not predicted or not wanted:
         return float(predicted == wanted)
-    common = sum((Counter(predicted) & Counter(wanted)).values())
-    if common == 0:
+    if set(predicted).isdisjoint(wanted):  # most pairs that are not the same, and counting is slow
         return 0.0
+    common = sum((Counter(predicted) & Counter(wanted)).values())
     precision, recall = common / len(predicted), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
 
@@ -139,8 +142,11 @@ def score_answers(
 
 def _best_of(text: str, golds: Answers) -> tuple[float, float]:
     """The best exact match and the best F1 over the gold answers that normalise to something."""
-    wanted = {gold for gold, _ in golds if _tokens(gold)} or {""}
-    return max(exact_match(text, g) for g in wanted), max(token_f1(text, g) for g in wanted)
+    predicted = _tokens(text)
+    wanted = {tokens for gold, _ in golds if (tokens := _tokens(gold))} or {()}
+    if predicted in wanted:
+        return 1.0, 1.0
+    return 0.0, max(_overlap(predicted, gold) for gold in wanted)
 
 
 def best_threshold(

@@ -108,13 +108,12 @@ class SpanAccumulator:
         """
         for first in range(0, len(window_index), CHUNK):
             rows = slice(first, first + CHUNK)
-            starts = np.asarray(start_logits[rows], dtype=np.float64)
-            ends = np.asarray(end_logits[rows], dtype=np.float64)
+            starts, ends = np.asarray(start_logits[rows]), np.asarray(end_logits[rows])
             in_context = char_start[rows] >= 0
             questions = np.asarray(question_index[rows], dtype=np.int64)
-            null = _at(starts, cls_index[rows]) + _at(ends, cls_index[rows])
+            null = _at(starts, cls_index[rows]).astype(np.float64) + _at(ends, cls_index[rows])
             finite = np.isfinite(starts) & np.isfinite(ends)
-            if not (np.isfinite(null).all() and finite[in_context].all()):
+            if not (np.isfinite(null).all() and (finite | ~in_context).all()):
                 raise ValueError("a start or end logit is not a finite number")
             np.minimum.at(self._null, questions, null)
             score, start, end = self._best_spans(starts, ends, in_context)
@@ -144,20 +143,21 @@ class SpanAccumulator:
 
     def _best_spans(
         self,
-        starts: NDArray[np.float64],
-        ends: NDArray[np.float64],
+        starts: NDArray[np.floating],
+        ends: NDArray[np.floating],
         in_context: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """(score, start token, end token) per window; -inf where it has no context."""
-        starts = np.where(in_context, starts, -np.inf)  # (windows, tokens)
-        ends = np.where(in_context, ends, -np.inf)
+        # float32 stays float32, in which the highest are found in half the time.
+        starts = np.where(in_context, starts, starts.dtype.type(-np.inf))  # (windows, tokens)
+        ends = np.where(in_context, ends, ends.dtype.type(-np.inf))
         start = _top_positions(starts, self._n_best)  # (windows, n)
         end = _top_positions(ends, self._n_best)
         # (windows, n, n): starts down, ends across, both by position, so that the first maximum
         # has the lowest start and then the lowest end.
         grid = (
-            np.take_along_axis(starts, start, axis=1)[:, :, None]
-            + (np.take_along_axis(ends, end, axis=1)[:, None, :])
+            np.take_along_axis(starts, start, axis=1).astype(np.float64)[:, :, None]
+            + np.take_along_axis(ends, end, axis=1)[:, None, :]
         )
         length = end[:, None, :] - start[:, :, None] + 1
         grid[(length < 1) | (length > self._max_answer_length)] = -np.inf
@@ -166,14 +166,12 @@ class SpanAccumulator:
         row, column = np.divmod(best, end.shape[1])
         score, start, end = _at(flat, best), _at(start, row), _at(end, column)
         # Where no pair is valid: the best single token.
-        single = starts + ends
-        token = single.argmax(axis=1)
-        no_pair = np.isneginf(score)
-        return (
-            np.where(no_pair, _at(single, token), score),
-            np.where(no_pair, token, start),
-            np.where(no_pair, token, end),
-        )
+        none = np.flatnonzero(np.isneginf(score))
+        if len(none):
+            single = starts[none].astype(np.float64) + ends[none]
+            token = single.argmax(axis=1)
+            score[none], start[none], end[none] = _at(single, token), token, token
+        return score, start, end
 
     def _keep_best(
         self,
@@ -204,7 +202,7 @@ def _at(values: NDArray[T], column: NDArray[np.integer]) -> NDArray[T]:
     return picked
 
 
-def _top_positions(logits: NDArray[np.float64], n: int) -> NDArray[np.int64]:
+def _top_positions(logits: NDArray[np.floating], n: int) -> NDArray[np.int64]:
     """(rows, n) the positions, in ascending order, of each row's n highest values.
 
     Among values that equal the n-th highest, the earlier positions are taken. A row of fewer than
@@ -213,7 +211,9 @@ def _top_positions(logits: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     rows, width = logits.shape
     n = min(n, width)
     lowest = np.partition(logits, width - n, axis=1)[:, width - n, None]  # (rows, 1) the n-th
-    above, equal = logits > lowest, logits == lowest
-    missing = n - above.sum(axis=1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=1) <= missing))
+    chosen = logits >= lowest
+    if np.count_nonzero(chosen) > rows * n:  # more values than one equal an n-th
+        above, equal = logits > lowest, logits == lowest
+        missing = n - above.sum(axis=1, keepdims=True)
+        chosen = above | (equal & (np.cumsum(equal, axis=1) <= missing))
     return np.nonzero(chosen)[1].reshape(rows, n)
