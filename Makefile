@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-## bench: how fast features, evaluation and scoring are
+## bench: how fast it is, beside a notebook and Trainer.hyperparameter_search (takes about two hours on a CPU)
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-# Each benchmark is a module with `run(pairs) -> bench.report.Finding`; its name is its key in
-# results.json and its section of RESULTS.md.
-BENCHMARKS = {"postprocess_vs_notebook": "bench.postprocess"}
+# Each benchmark is a module with `run(pairs)`, which returns a bench.report.Finding, or several by
+# their keys; a key is that of results.json and of a section of RESULTS.md.
+BENCHMARKS = {
+    "postprocess_vs_notebook": "bench.postprocess",
+    "trial_vs_notebook": "bench.trial",
+    "search_vs_trainer": "bench.search",
+    "growth": "bench.growth",
+    "ceiling": "bench.ceiling",
+    "workers_per_device": "bench.workers",
+}
 # These take long, and run only when they are named.
 SOAK = {"soak": "bench.soak"}
 FOLDER = Path(__file__).parent
@@ -35,7 +43,7 @@ def main(arguments: list[str]) -> None:
     known = BENCHMARKS | SOAK
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument(
-        "--pairs", type=int, default=5, help="timed runs of each side, at least 3 (default: 5)"
+        "--pairs", type=int, default=3, help="timed runs of each side, at least 3 (default: 3)"
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in known]
@@ -43,14 +51,24 @@ def main(arguments: list[str]) -> None:
         parser.error(f"no benchmark {unknown[0]!r}: expected one of {', '.join(known)}")
     if options.pairs < MIN_PAIRS:
         parser.error(f"--pairs is {options.pairs}: expected at least {MIN_PAIRS}")
+    names = options.names or [*BENCHMARKS]
+    if len(names) == 1:
+        _measure(names[0], known[names[0]], options.pairs)
+        return
+    for name in names:
+        # In processes of their own: none meets what another has loaded, or its threads.
+        command = [sys.executable, "-m", "bench", name, "--pairs", str(options.pairs)]
+        subprocess.run(command, check=True)
 
-    os.environ.update(ONE_THREAD | QUIET)
+
+def _measure(name: str, module: str, pairs: int) -> None:
+    os.environ.update(QUIET | (ONE_THREAD if name in SOAK else {}))
     report = importlib.import_module("bench.report")
-    for name in options.names or BENCHMARKS:
-        finding = importlib.import_module(known[name]).run(options.pairs)
+    found = importlib.import_module(module).run(pairs)
+    for key, finding in (found if isinstance(found, dict) else {name: found}).items():
         print(f"\n{finding.body}")
-        report.write_finding(FOLDER, name, finding)
-        print(f"\nWritten to {FOLDER.name}/RESULTS.md and {FOLDER.name}/results.json.")
+        report.write_finding(FOLDER, key, finding)
+    print(f"\nWritten to {FOLDER.name}/RESULTS.md and {FOLDER.name}/results.json.")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,10 @@ class DisagreementError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side gives: texts and margins by question, in the corpus' order, and metrics."""
+    """What a side gives: tokens and labels by window, texts and margins by question, metrics."""
 
     input_ids: list[list[int]]
+    labels: list[tuple[int, int]]
     texts: list[str]
     margins: NDArray[np.float64]
     metrics: dict[str, float]
@@ -132,23 +133,40 @@ def run_ours(bout: Bout, watch: Stopwatch) -> Outcome:
     with watch.part(PARTS[3]):
         metrics = scoring.corpus_metrics(scores, corpus.groups())
     ids = np.split(windows.input_ids, windows.offsets[1:-1])
-    return Outcome([row.tolist() for row in ids], texts, predictions.null_margin, metrics)
+    labels = zip(windows.start_positions.tolist(), windows.end_positions.tolist(), strict=True)
+    return Outcome(
+        [row.tolist() for row in ids], [*labels], texts, predictions.null_margin, metrics
+    )
 
 
-def run_notebook(bout: Bout, watch: Stopwatch, *, as_dataset: bool = True) -> Outcome:
-    """As the notebook does it; or without a Dataset, which is quicker, from plain lists."""
+def run_notebook(
+    bout: Bout, watch: Stopwatch, *, as_dataset: bool = True, with_labels: bool = True
+) -> Outcome:
+    """As the notebook does it; or without a Dataset, which is quicker, from plain lists.
+
+    The notebook makes the validation windows twice: with labels for the validation loss, and with
+    characters for the answers.
+    """
     material = bout.material
-    make = partial(
-        notebook.tokenise,
-        tokenizer=material.tokenizer,
-        max_length=material.max_length,
-        doc_stride=material.doc_stride,
+    make, make_labelled = (
+        partial(
+            function,
+            tokenizer=material.tokenizer,
+            max_length=material.max_length,
+            doc_stride=material.doc_stride,
+        )
+        for function in (notebook.tokenise, notebook.label)
     )
     questions: notebook.Rows = bout.dataset if as_dataset else bout.rows
+    labelled: notebook.Rows = []
     with watch.part(PARTS[0]):
         if as_dataset:
+            if with_labels:
+                labelled = notebook.dataset_windows(bout.dataset, make_labelled)
             windows: notebook.Rows = notebook.dataset_windows(bout.dataset, make)
         else:
+            if with_labels:
+                labelled = notebook.list_windows(bout.rows, make_labelled)
             windows = notebook.list_windows(bout.rows, make)
     with watch.part(PARTS[1]):
         cls = material.tokenizer.cls_token_id
@@ -162,15 +180,16 @@ def run_notebook(bout: Bout, watch: Stopwatch, *, as_dataset: bool = True) -> Ou
         [token for token, real in zip(w["input_ids"], w["attention_mask"], strict=True) if real]
         for w in windows
     ]
+    labels = [(window["start_positions"], window["end_positions"]) for window in labelled]
     texts, margins = zip(*(found[name] for name in material.corpus.ids), strict=True)
-    return Outcome(ids, list(texts), np.array(margins), metrics)
+    return Outcome(ids, labels, list(texts), np.array(margins), metrics)
 
 
 # ---------------------------------------------------------------------------- the check
 
 
 def check_same(baseline: Outcome, ours: Outcome) -> None:
-    """See that both sides gave the same windows, answers, margins and metrics.
+    """See that both sides gave the same windows, labels, answers, margins and metrics.
 
     Our margins are rounded to 4 decimals, so that a tuned threshold may differ by that rounding.
     And the official sweep parts questions of one margin where ours takes them together, so that
@@ -181,6 +200,8 @@ def check_same(baseline: Outcome, ours: Outcome) -> None:
     """
     if baseline.input_ids != ours.input_ids:
         raise DisagreementError("the windows differ")
+    if baseline.labels != ours.labels:
+        raise DisagreementError("the windows' labels differ")
     pairs = zip(baseline.texts, ours.texts, strict=True)
     different = [number for number, (a, b) in enumerate(pairs) if a != b]
     if different:
@@ -225,11 +246,17 @@ def run(pairs: int) -> Finding:
     timed = partial(run_ours, bout)
     main = alternate(partial(run_notebook, bout), timed, pairs)
     lists = alternate(partial(run_notebook, bout, as_dataset=False), timed, pairs)
-    return Finding(main.summary(), _body(material, len(bout.start), ours, main, lists))
+    once = alternate(partial(run_notebook, bout, with_labels=False), timed, pairs)
+    return Finding(main.summary(), _body(material, len(bout.start), ours, main, lists, once))
 
 
 def _body(
-    material: Material, windows: int, outcome: Outcome, main: Comparison, lists: Comparison
+    material: Material,
+    windows: int,
+    outcome: Outcome,
+    main: Comparison,
+    lists: Comparison,
+    once: Comparison,
 ) -> str:
     medians = part_medians(main.baseline), part_medians(main.ours), part_medians(lists.baseline)
     return f"""## postprocess_vs_notebook
@@ -240,39 +267,46 @@ answers, scores and a tuned threshold. The model's own time is no part of it.
 - Data: {material.name}; {windows:,} windows of at most {material.max_length} tokens, doc_stride \
 {material.doc_stride}
 {machine(PACKAGES)}
-- Measured: {len(main.ours)} runs of each side, in turn, in one process with one thread, wall-clock
-  time; a pair's ratio is that of two neighbouring runs. Other work may run on the machine: look at
-  the ratios rather than the seconds.
+- Measured: {len(main.ours)} runs of each side, in turn, in one process that may use all cores,
+  as the libraries do by themselves (tokenizers' threads, on both sides); wall-clock time; a pair's
+  ratio is that of two neighbouring runs. Other work may run on the machine: look at the ratios
+  rather than the seconds.
 
-{_ratio_table(main, lists)}
+{_ratio_table(main, lists, once)}
 
 Where the time goes (median seconds, and share of the side's total):
 
 {_part_table(*medians)}
 
 The notebook's side is written here in plain Python: each question tokenised with its context,
-padded to max_length, its windows kept in a Dataset (in memory, and made anew in each run); a loop
+padded to max_length, its windows kept in a Dataset (in memory, and made anew in each run), once
+with labels for the validation loss and once with characters for the answers, as the notebook
+evaluates and then predicts ("no loss": without the former); a loop
 over the 20 x 20 best starts and ends of each window, answers of up to 30 tokens; the official
 scores and threshold sweep, question by question. In place of the notebook's constant, it scores
 null margins, from the lowest null score of a question's windows. "On lists" are the same loops over
 plain lists instead of the Dataset, which is not what the notebook does, but quicker.
 
 Ours starts with empty caches; a study's later epochs find windows and normalised gold answers made.
-It does more: it labels the windows for the validation loss and cross-fits the threshold.
+It labels the same windows for the validation loss, and it also cross-fits the threshold.
 
 Logits are random with a few peaks (seed {SEED}), the same on both sides. A trained model's best
 starts and ends lie closer together, which makes the notebook's loops a little slower and leaves
-ours as it is. Before the timed runs, both sides gave the same windows, the same
+ours as it is. Before the timed runs, both sides gave the same windows and labels, the same
 {len(outcome.texts):,} answers, the same margins to {MARGIN_DECIMALS} decimals and the same \
 official metrics. These are of made-up
 logits and say nothing about a model: exact {outcome.metrics["exact"]:.2f}, F1 \
 {outcome.metrics["f1"]:.2f}, best F1 {outcome.metrics["best_f1"]:.2f}."""
 
 
-def _ratio_table(main: Comparison, lists: Comparison) -> str:
+def _ratio_table(main: Comparison, lists: Comparison, once: Comparison) -> str:
     head = ("ours is faster than", "median", "min", "max", "pairs", "in CPU time (median)")
     rows = []
-    for name, comparison in (("the notebook", main), ("the notebook on lists", lists)):
+    for name, comparison in (
+        ("the notebook", main),
+        ("the notebook on lists", lists),
+        ("the notebook, no loss", once),
+    ):
         fields = comparison.summary()
         ratios = [f"{fields[key]:.1f}x" for key in ("median", "min", "max")]
         rows.append((name, *ratios, str(fields["pairs"]), f"{comparison.cpu_ratio:.1f}x"))

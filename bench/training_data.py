@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -50,6 +52,7 @@ def training_material(train_limit: int, validation_limit: int) -> TrainingMateri
     counts = f"{train_limit:,} training and {validation_limit:,} validation questions"
     if not (train.is_file() and validation.is_file()) or package is None or package.origin is None:
         demo = Path(tempfile.mkdtemp(prefix="qa_hpo-bench-"))
+        atexit.register(shutil.rmtree, demo, ignore_errors=True)
         write_demo(demo)
         return TrainingMaterial(
             f"the demo, {counts}; its base model (3 MB)",

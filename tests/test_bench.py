@@ -42,6 +42,7 @@ def test_the_notebook_and_ours_give_identical_answers_and_metrics(bout, ours, as
     theirs = postprocess.run_notebook(bout, watch, as_dataset=as_dataset)
 
     assert theirs.input_ids == ours.input_ids
+    assert theirs.labels == ours.labels
     assert theirs.texts == ours.texts
     assert theirs.metrics.keys() == OFFICIAL
     assert ours.metrics.keys() >= OFFICIAL
@@ -67,6 +68,7 @@ def test_the_comparison_is_worth_something(bout, ours):
     ("name", "change"),
     [
         ("windows", lambda o: replace(o, input_ids=o.input_ids[1:])),
+        ("labels", lambda o: replace(o, labels=[(0, 1), *o.labels[1:]])),
         ("1 spans differ", lambda o: replace(o, texts=["other", *o.texts[1:]])),
         ("null margins", lambda o: replace(o, margins=o.margins + 1e-3)),
         ("best_f1", lambda o: replace(o, metrics={**o.metrics, "best_f1": 1.0})),

@@ -75,6 +75,7 @@ class Runtime(Section):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    compile: bool = False
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     cpu_threads: Annotated[int, Field(ge=1)] | None = None
 

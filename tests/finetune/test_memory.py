@@ -2,18 +2,23 @@
 
 import errno
 import logging
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from shortage import allocate_too_much, room_for
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from qa_hpo.errors import DivergedError, OutOfMemoryError
+from qa_hpo.finetune import training as training_module
 from qa_hpo.finetune.evaluation import forward_pass, span_loss
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.memory import PassSize, is_out_of_memory, telling_of_memory
+from qa_hpo.finetune.memory import PassSize, PeakMemory, is_out_of_memory, telling_of_memory
+from qa_hpo.finetune.models import load_model
 from qa_hpo.finetune.run import fine_tune
 from qa_hpo.finetune.trainer import QuestionAnsweringTrainer
 from qa_hpo.finetune.training import Training, _trainer, collator
@@ -335,3 +340,65 @@ def test_sizes_are_halved_rounding_up() -> None:
         size.fit(13, work)  # a smaller batch than a pass may be
     assert tried == [13, 7, 4, 2, 1]
     assert told == [7, 4, 2, 1]
+
+
+def test_a_run_gives_back_its_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = watched_models(monkeypatch)
+    fine_tune(run_config(tiny, **SHORT), tmp_path / "run", inputs=fresh(tiny))
+    assert [model() for model in models] == [None]
+
+
+@pytest.mark.parametrize("error", [DivergedError, OutOfMemoryError, KeyboardInterrupt])
+def test_a_run_that_fails_gives_back_its_memory_at_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    models = watched_models(monkeypatch)
+
+    def failing(*_: Any, **__: Any) -> None:
+        # As errors come up that are turned into others.
+        try:
+            int("no number")
+        except ValueError:
+            raise error("x") from None
+
+    monkeypatch.setattr(QuestionAnsweringTrainer, "evaluate", failing)
+    try:
+        fine_tune(run_config(tiny, **SHORT), tmp_path / "run", inputs=fresh(tiny))
+    except error:
+        # Within the handler, where the traceback still is: the next run may begin here.
+        assert [model() for model in models] == [None]
+    else:
+        assert error is DivergedError
+        assert [model() for model in models] == [None]
+
+
+def watched_models(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[torch.nn.Module]]:
+    """References to the models that are loaded, which do not keep them."""
+    models: list[weakref.ref[torch.nn.Module]] = []
+
+    def load(*arguments: Any, **options: Any) -> PreTrainedModel:
+        model = load_model(*arguments, **options)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(training_module, "load_model", load)
+    return models
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts anew")
+def test_peak_memory_is_counted_anew() -> None:
+    size = 300
+    first = PeakMemory()
+    before = first.mib()
+    held = np.ones(size * 2**20, dtype=np.uint8)
+    del held
+    grown = first.mib()
+    assert before + size * 0.9 < grown < before + size * 1.5
+    assert PeakMemory().mib() < grown - size * 0.5
+
+
+def test_peak_memory_of_a_run(tiny: Path, tmp_path: Path) -> None:
+    tuned = fine_tune(run_config(tiny, **SHORT), tmp_path / "run", inputs=fresh(tiny))
+    assert 50 < tuned.peak_memory_mib < 100_000

@@ -199,7 +199,7 @@ def test_divergence_in_the_first_epoch(tiny: Path, inputs: Inputs, tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "span_loss", lambda start, *_, **__: start.sum(1) * math.nan)
         tuned = fine_tune(run_config(tiny), tmp_path / "run", inputs=inputs)
-    assert tuned == FineTuned((), None, None, "diverged", 16)
+    assert tuned == FineTuned((), None, None, "diverged", 16, tuned.peak_memory_mib)
     assert left_over(tmp_path / "run") == []
 
 

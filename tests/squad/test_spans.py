@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from squad_helpers import TEXTS, corpus_of
 
-from qa_hpo.squad import spans as spans_module
 from qa_hpo.squad.spans import Predictions, SpanAccumulator
 
 
@@ -108,12 +107,9 @@ def window_sets(draw):
 def test_spans_are_those_of_the_reference(case, n_best, max_answer_length, chunk):
     questions, windows, batches = case
     accumulator = SpanAccumulator(questions, n_best=n_best, max_answer_length=max_answer_length)
-    usual, spans_module.CHUNK = spans_module.CHUNK, chunk
-    try:
-        for batch in batches:
-            feed(accumulator, windows, batch)
-    finally:
-        spans_module.CHUNK = usual
+    accumulator._chunk = chunk
+    for batch in batches:
+        feed(accumulator, windows, batch)
     assert_same(accumulator.finish(), reference(questions, windows, n_best, max_answer_length))
 
 

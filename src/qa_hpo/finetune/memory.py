@@ -3,7 +3,11 @@
 import contextlib
 import errno
 import logging
+import resource
+import sys
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,7 +18,14 @@ from accelerate.utils.memory import (  # type: ignore[import-untyped]
 
 from qa_hpo.errors import OutOfMemoryError
 
-__all__ = ["PassSize", "RandomState", "is_out_of_memory", "telling_of_memory"]
+__all__ = [
+    "PassSize",
+    "PeakMemory",
+    "RandomState",
+    "is_out_of_memory",
+    "releasing",
+    "telling_of_memory",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +77,52 @@ def telling_of_memory(checkpoint: str, what: str) -> Iterator[None]:
             f"{checkpoint}: no memory is left for {what}; a smaller model or a device with more "
             "free memory would help"
         ) from None
+
+
+@contextlib.contextmanager
+def releasing() -> Iterator[None]:
+    """Give back the memory of what the block held, also when the block fails.
+
+    A model and its trainer refer to each other, and an exception's traceback refers to both until
+    whoever handles it is done: the next run would meet a device that is not empty.
+    """
+    try:
+        yield
+    except BaseException as error:
+        chained: BaseException | None = error
+        while chained is not None:
+            traceback.clear_frames(chained.__traceback__)
+            chained = chained.__context__
+        raise
+    finally:
+        clear_device_cache(garbage_collection=True)
+
+
+class PeakMemory:
+    """The most memory at once since this object was made.
+
+    On a GPU that is what torch had allocated on it; else what the process held of the host's
+    memory, code and data included. Where the system does not count anew (other than Linux), the
+    latter is since the process began.
+    """
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def mib(self) -> float:
+        """Return the peak in MiB."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class PassSize:

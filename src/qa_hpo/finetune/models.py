@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     AutoModelForQuestionAnswering,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "position_limit",
     "quiet",
+    "supports_flash_attention",
 ]
 
 # What the model families call the dropout of hidden states and of attention weights.
@@ -92,7 +94,7 @@ def load_model(
 
     Args:
         checkpoint: A folder or a hub id. Weights must be safetensors; no code of it is run.
-        attention: An implementation that transformers knows, or ``auto``.
+        attention: An implementation that transformers knows, or ``auto`` for its choice.
         dropout: Dropout of hidden states and attention weights; the checkpoint's own if None.
         fresh_head: Whether a checkpoint without a question-answering head is welcome.
 
@@ -136,6 +138,20 @@ def load_model(
             f"{', '.join(lacking[:3])})"
         )
     return model  # type: ignore[no-any-return]
+
+
+def supports_flash_attention(checkpoint: str) -> bool:
+    """Return whether transformers has flash attention for a checkpoint's family.
+
+    It leaves padding out of the attention. False also where the checkpoint cannot be read:
+    loading it says why.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        family = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    except Exception:  # noqa: BLE001  (a file that is no good makes it raise anything)
+        return False
+    return bool(getattr(family, "_supports_flash_attn", False))
 
 
 def position_limit(config: Any) -> int | None:

@@ -65,6 +65,7 @@ class FineTuned:
         stop_reason: Why it ended before its last epoch, or None.
         device_batch: Windows that went through the model at once at the end of the training: the
             batch size, or less where a whole batch did not fit into the memory.
+        peak_memory_mib: The most memory at once, in MiB; see ``memory.PeakMemory``.
     """
 
     records: tuple[EpochRecord, ...]
@@ -72,3 +73,4 @@ class FineTuned:
     checkpoint: Path | None
     stop_reason: str | None
     device_batch: int
+    peak_memory_mib: float

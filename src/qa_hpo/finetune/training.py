@@ -9,13 +9,20 @@ import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from qa_hpo.config import Evaluation, Runtime
-from qa_hpo.errors import DivergedError, StudyFileError, WindowError
+from qa_hpo.errors import DivergedError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
+from qa_hpo.finetune.hardware import (
+    attention_for,
+    check_compiler,
+    length_multiple,
+    lower_precision,
+    use_threads,
+)
 from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check, carried, delivered
-from qa_hpo.finetune.memory import telling_of_memory
+from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
 from qa_hpo.finetune.models import load_model, position_limit, quiet
-from qa_hpo.finetune.records import FineTuned, best_record
+from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
 from qa_hpo.finetune.trainer import (
     OnEpoch,
     QuestionAnsweringTrainer,
@@ -26,7 +33,7 @@ from qa_hpo.parameters import Hyperparameters
 from qa_hpo.paths import RunPaths
 from qa_hpo.squad.windows import Windows
 
-__all__ = ["Training", "best_device", "collator", "lower_precision", "train", "use_threads"]
+__all__ = ["Training", "collator", "train"]
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -100,15 +107,12 @@ def train(
     device_batch = _first_device_batch(training, states)
     for record in records:
         stop_reason = tell(record) or stop_reason
+    peak = PeakMemory()
     if not stop_reason and len(records) < min(stop_after, training.parameters.epochs):
-        with telling_of_memory(training.checkpoint, "the model"):
-            trainer = _trainer(training, paths, device_batch)
-        trainer.check = carried(check)
-        trainer.records = records
-        trainer.on_epoch = tell
-        trainer.stop_after_epochs = stop_after
-        stop_reason = delivered(partial(_run, trainer, training.checkpoint, states))
-        device_batch = trainer.passes.size
+        with releasing():
+            stop_reason, device_batch = _epochs(
+                training, paths, records, device_batch, on_epoch=tell, check=check
+            )
     best = best_record(records)
     checkpoint = paths.checkpoint(best.epoch) if best else None
     _tidy(paths, checkpoint)
@@ -118,7 +122,33 @@ def train(
         checkpoint=checkpoint,
         stop_reason=stop_reason,
         device_batch=device_batch,
+        peak_memory_mib=peak.mib(),
     )
+
+
+def _epochs(
+    training: Training,
+    paths: RunPaths,
+    records: list[EpochRecord],
+    device_batch: int,
+    *,
+    on_epoch: OnEpoch,
+    check: Check | None,
+) -> tuple[str | None, int]:
+    """Train the epochs that are missing from ``records``, which grows by theirs.
+
+    Returns:
+        Why it ended early, or None, and how many windows went through at once in the end.
+    """
+    states = paths.resume_states()
+    with telling_of_memory(training.checkpoint, "the model"):
+        trainer = _trainer(training, paths, device_batch)
+    trainer.check = carried(check)
+    trainer.records = records
+    trainer.on_epoch = on_epoch
+    trainer.stop_after_epochs = training.stop_after_epochs or training.parameters.epochs
+    stop_reason = delivered(partial(_run, trainer, training.checkpoint, states))
+    return stop_reason, trainer.passes.size
 
 
 def _run(trainer: QuestionAnsweringTrainer, checkpoint: str, states: list[Path]) -> str | None:
@@ -149,9 +179,10 @@ def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
 def _trainer(training: Training, paths: RunPaths, device_batch: int) -> QuestionAnsweringTrainer:
     # Before the model is loaded: a fresh head is drawn from the random state.
     set_seed(training.seed)
+    runtime = training.runtime
     model = load_model(
         training.checkpoint,
-        attention=training.runtime.attention,
+        attention=attention_for(runtime, training.checkpoint),
         dropout=training.parameters.dropout,
     )
     tokenizer = training.tokenizer
@@ -170,9 +201,14 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         train=collator(training.windows, tokenizer),
         validation=(validation, collator(validation.windows, tokenizer)) if validation else None,
         evaluation=training.evaluation,
-        autocast=lower_precision(training.runtime),
+        autocast=lower_precision(runtime),
         paths=paths,
     )
+    if runtime.compile:
+        check_compiler()
+        # In place, so that checkpoints have the names of the model's own weights. Shapes are
+        # symbols: batches of another length, and the last one of an epoch, compile nothing anew.
+        model.compile(dynamic=True)
     trainer.passes.size = device_batch
     trainer.passes.on_smaller = partial(training.device_batches.__setitem__, training.checkpoint)
     return trainer
@@ -184,35 +220,8 @@ def collator(windows: Windows, tokenizer: PreTrainedTokenizerFast) -> WindowColl
         windows,
         tokenizer.pad_token_id,
         left=tokenizer.padding_side == "left",
-        # Tensor cores want lengths that are multiples of 8; elsewhere padding is only waste.
-        multiple=8 if torch.cuda.is_available() else 1,
+        multiple=length_multiple(),
     )
-
-
-def best_device() -> str:
-    """Return the device that a model runs on where none is asked for."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with ``threads`` CPU threads in this process; leave them as they are if None."""
-    if threads is not None and torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
-def lower_precision(runtime: Runtime) -> torch.dtype | None:
-    """Return the 16-bit type that ``runtime`` means on this hardware, or None for float32.
-
-    Raises:
-        StudyFileError: It asks for a precision that this hardware lacks.
-    """
-    cuda = torch.cuda.is_available()
-    wanted = runtime.precision
-    if wanted == "auto":
-        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else None
-    if wanted == "fp16" and not cuda:
-        raise StudyFileError("training.precision: 'fp16' needs a GPU; valid here: auto, fp32, bf16")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
 def _arguments(training: Training, paths: RunPaths) -> TrainingArguments:
@@ -237,7 +246,9 @@ def _arguments(training: Training, paths: RunPaths) -> TrainingArguments:
         bf16=precision is torch.bfloat16,
         fp16=precision is torch.float16,
         use_cpu=not cuda,
+        # A batch is copied to the GPU while the one before it is computed.
         dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},
         remove_unused_columns=False,
         label_names=["start_positions", "end_positions"],
         seed=training.seed,

@@ -23,6 +23,7 @@ from qa_hpo.search.trials import (
     CPU_THREADS,
     DEVICE_BATCH,
     DOING,
+    PEAK_MEMORY,
     LostTrialError,
     epoch_records,
     finish,
@@ -116,6 +117,7 @@ class Objective:
             check=self.check,
         )
         teller.device_batch = tuned.device_batch
+        teller.peak_memory_mib = round(tuned.peak_memory_mib, 1)
         return tuned.stop_reason
 
     def config(self, asked: Asked) -> RunConfig:
@@ -174,6 +176,8 @@ class Objective:
             attributes[CPU_THREADS] = self.runtime.cpu_threads
         if teller.device_batch is not None and teller.device_batch < asked.parameters.batch_size:
             attributes[DEVICE_BATCH] = teller.device_batch
+        if teller.peak_memory_mib is not None:
+            attributes[PEAK_MEMORY] = teller.peak_memory_mib
         if best is not None:
             attributes |= {
                 "best_epoch": best.epoch,
@@ -203,6 +207,7 @@ class _EpochTeller:
         self.keeper = Keeper(objective.joined, objective.store, asked.trial, paths)
         self.records = [EpochRecord.from_dict(record) for record in epoch_records(asked.trial)]
         self.device_batch: int | None = None
+        self.peak_memory_mib: float | None = None
 
     def __call__(self, record: EpochRecord) -> str | None:
         if record.epoch < len(self.records):

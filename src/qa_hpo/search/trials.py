@@ -31,6 +31,7 @@ __all__ = [
     "EPOCHS_RESERVED",
     "ERROR",
     "KEPT",
+    "PEAK_MEMORY",
     "STOP_REASON",
     "WORKER",
     "Kept",
@@ -64,6 +65,8 @@ ERROR = "error"
 """User attribute: what a failed trial failed of, in one line."""
 DEVICE_BATCH = "device_batch"
 """User attribute: windows that went through the model at once, where a batch did not fit."""
+PEAK_MEMORY = "peak_memory_mib"
+"""User attribute: the most memory that the run held at once, of the device or of the host."""
 DOING = "qa_hpo:doing"
 """System attribute: what the worker is at, in words."""
 KEPT = "qa_hpo:kept"

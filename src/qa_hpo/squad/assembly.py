@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.layout import Windows
-from qa_hpo.squad.tokens import PairTemplate, Tokens
+from qa_hpo.squad.tokens import PairTemplate, PlacedTokens, Tokens
 
 __all__ = ["assemble_windows"]
 
@@ -37,7 +37,7 @@ class _Slices:
 def assemble_windows(
     corpus: Corpus,
     questions: Tokens,
-    contexts: Tokens,
+    contexts: PlacedTokens,
     template: PairTemplate,
     *,
     context_first: bool,
@@ -48,7 +48,7 @@ def assemble_windows(
     """Cut every question's context into windows, as a tokenizer that truncates on the right.
 
     Every question must leave room for more than doc_stride tokens of context, and the tokens'
-    offsets must never move backwards (see `Tokens.in_order`).
+    offsets must never move backwards (see `PlacedTokens.in_order`).
     """
     slices = _slice(corpus, questions, contexts, max_length - template.length, doc_stride)
     starts, lengths = _segments(questions, contexts, template, slices, context_first)
@@ -73,7 +73,7 @@ def assemble_windows(
 
 
 def _slice(
-    corpus: Corpus, questions: Tokens, contexts: Tokens, room: int, doc_stride: int
+    corpus: Corpus, questions: Tokens, contexts: PlacedTokens, room: int, doc_stride: int
 ) -> _Slices:
     """Where the windows of each question lie in its context.
 
@@ -97,7 +97,7 @@ def _slice(
 
 def _segments(
     questions: Tokens,
-    contexts: Tokens,
+    contexts: PlacedTokens,
     template: PairTemplate,
     slices: _Slices,
     context_first: bool,
@@ -129,7 +129,7 @@ def _segments(
 
 
 def _pool(
-    questions: Tokens, contexts: Tokens, template: PairTemplate, context_first: bool
+    questions: Tokens, contexts: PlacedTokens, template: PairTemplate, context_first: bool
 ) -> NDArray[np.int32]:
     """(4, tokens of the pool): ids, char_start, char_end and token types."""
     special_ids = [token for ids in template.specials for token in ids]
@@ -162,7 +162,7 @@ def _gather(pool: NDArray[np.int32], starts: Ints, lengths: Ints) -> NDArray[np.
 
 
 def _labels(
-    corpus: Corpus, contexts: Tokens, slices: _Slices, context_place: Ints, cls_index: Ints
+    corpus: Corpus, contexts: PlacedTokens, slices: _Slices, context_place: Ints, cls_index: Ints
 ) -> tuple[Ints, Ints]:
     """(start, end) label of each window, (windows,): the first gold answer's tokens, or CLS.
 

@@ -12,7 +12,7 @@ from qa_hpo.squad.corpus import Corpus
 
 __all__ = ["Predictions", "SpanAccumulator"]
 
-CHUNK = 1024  # windows scored at once: (1024, n_best, n_best) grids of float64 are a few MiB
+CELLS = 1 << 19  # pairs of start and end scored at once: float64 grids of a few MiB at most
 MARGIN_DECIMALS = 4
 T = TypeVar("T", bound=np.generic)
 
@@ -74,6 +74,7 @@ class SpanAccumulator:
             )
         self._n_best = n_best
         self._max_answer_length = max_answer_length
+        self._chunk = max(1, CELLS // n_best**2)  # windows scored at once
         self._char_start = np.zeros(questions, dtype=np.int64)
         self._char_end = np.zeros(questions, dtype=np.int64)
         self._score = np.full(questions, -np.inf)
@@ -106,8 +107,8 @@ class SpanAccumulator:
         Raises:
             ValueError: if a logit at CLS or in the context is not a finite number.
         """
-        for first in range(0, len(window_index), CHUNK):
-            rows = slice(first, first + CHUNK)
+        for first in range(0, len(window_index), self._chunk):
+            rows = slice(first, first + self._chunk)
             starts, ends = np.asarray(start_logits[rows]), np.asarray(end_logits[rows])
             in_context = char_start[rows] >= 0
             questions = np.asarray(question_index[rows], dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from qa_hpo.errors import WindowError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-__all__ = ["PairTemplate", "Tokens", "check_tokenizer", "encode_texts", "learn_template"]
+__all__ = [
+    "PairTemplate",
+    "PlacedTokens",
+    "Tokens",
+    "check_tokenizer",
+    "encode_and_place",
+    "encode_texts",
+    "learn_template",
+]
 
 BATCH = 1024  # texts encoded at once: enough for the tokenizer, and little memory
 
@@ -47,20 +55,29 @@ class Tokens:
 
     Attributes:
         ids: int32 (tokens,).
-        char_start: int32 (tokens,) the token's first character in its text.
-        char_end: int32 (tokens,) one past its last character.
         offsets: int64 (texts + 1,) text t holds the tokens offsets[t]:offsets[t + 1].
     """
 
     ids: NDArray[np.int32]
-    char_start: NDArray[np.int32]
-    char_end: NDArray[np.int32]
     offsets: NDArray[np.int64]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(texts,) tokens in each text."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedTokens(Tokens):
+    """Tokens, and the characters that they stand for.
+
+    Attributes:
+        char_start: int32 (tokens,) the token's first character in its text.
+        char_end: int32 (tokens,) one past its last character.
+    """
+
+    char_start: NDArray[np.int32]
+    char_end: NDArray[np.int32]
 
     @property
     def in_order(self) -> bool:
@@ -74,31 +91,41 @@ class Tokens:
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tokens:
     """Tokenise texts by themselves, without special tokens."""
-    ids: list[NDArray[np.int32]] = []
-    characters: list[NDArray[np.int32]] = []
-    lengths: list[int] = [0]
+    encoded = list(_encoded(tokenizer, texts, characters=False))
+    return Tokens(*_joined(encoded))
+
+
+def encode_and_place(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> PlacedTokens:
+    """Tokenise texts as `encode_texts` does, and find each token's characters."""
+    encoded = list(_encoded(tokenizer, texts, characters=True))
+    pairs = chain.from_iterable(
+        chain.from_iterable(chain.from_iterable(batch["offset_mapping"])) for batch in encoded
+    )
+    spans = np.fromiter(pairs, dtype=np.int32).reshape(-1, 2)  # (tokens, 2)
+    return PlacedTokens(*_joined(encoded), spans[:, 0].copy(), spans[:, 1].copy())
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, characters: bool
+) -> Iterator[BatchEncoding]:
     for first in range(0, len(texts), BATCH):
-        encoded = tokenizer(
+        yield tokenizer(
             list(texts[first : first + BATCH]),
             add_special_tokens=False,
             padding=False,
             truncation=False,
             return_attention_mask=False,
             return_token_type_ids=False,
-            return_offsets_mapping=True,
+            return_offsets_mapping=characters,
             verbose=False,  # whole contexts may well be longer than the model's input
         )
-        ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
-        pairs = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
-        characters.append(np.fromiter(pairs, dtype=np.int32).reshape(-1, 2))
-        lengths += [len(row) for row in encoded["input_ids"]]
-    spans = np.concatenate(characters)  # (tokens, 2)
-    return Tokens(
-        ids=np.concatenate(ids),
-        char_start=spans[:, 0].copy(),
-        char_end=spans[:, 1].copy(),
-        offsets=np.cumsum(lengths, dtype=np.int64),
-    )
+
+
+def _joined(encoded: list[BatchEncoding]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(ids of all texts, offsets of the texts), as `Tokens` has them."""
+    rows = [row for batch in encoded for row in batch["input_ids"]]
+    ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+    return ids, np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,12 @@ from qa_hpo.squad.assembly import assemble_windows
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.layout import Windows
 from qa_hpo.squad.overflow import overflow_windows
-from qa_hpo.squad.tokens import check_tokenizer, encode_texts, learn_template
+from qa_hpo.squad.tokens import (
+    check_tokenizer,
+    encode_and_place,
+    encode_texts,
+    learn_template,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +66,7 @@ def build_windows(
     template = learn_template(tokenizer)
     everything = np.arange(len(corpus))
     if template is not None and tokenizer.truncation_side == "right":
-        contexts = encode_texts(tokenizer, corpus.contexts)
+        contexts = encode_and_place(tokenizer, corpus.contexts)
         if contexts.in_order:
             windows = assemble_windows(
                 corpus,
