@@ -111,6 +111,7 @@ def test_an_overfitting_trial_is_pruned_and_competes(objective: Any) -> None:
     assert attributes["crossfit_f1"] == best["crossfit_f1"]
     assert attributes["worker"] == "me"
     assert attributes["cpu_threads"] == 1
+    assert 50 < attributes["peak_memory_mib"] < 100_000
     seconds = [record["seconds"] for record in epoch_records(trial)]
     assert attributes["train_seconds"] == pytest.approx(sum(seconds))
     # Of both trials the best epoch is kept, and nothing to go on from.

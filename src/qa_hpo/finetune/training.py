@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 from qa_hpo.config import Evaluation, Runtime
 from qa_hpo.errors import DivergedError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
+from qa_hpo.finetune.dropout import use_quick_dropout
 from qa_hpo.finetune.hardware import (
     attention_for,
+    best_device,
     check_compiler,
     length_multiple,
     lower_precision,
@@ -204,6 +206,8 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         autocast=lower_precision(runtime),
         paths=paths,
     )
+    if best_device() == "cpu" and not runtime.compile:
+        use_quick_dropout(model)
     if runtime.compile:
         check_compiler()
         # In place, so that checkpoints have the names of the model's own weights. Shapes are
