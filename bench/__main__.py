@@ -23,6 +23,8 @@ BENCHMARKS = {
 SOAK = {"soak": "bench.soak"}
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
+# How costs grow is clearer without threads, and the soak's workers share the cores.
+ON_ONE_THREAD = {"growth", "soak"}
 # Read when the libraries are imported, so they are set before the benchmark's module is.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(name: str, module: str, pairs: int) -> None:
-    os.environ.update(QUIET | (ONE_THREAD if name in SOAK else {}))
+    os.environ.update(QUIET | (ONE_THREAD if name in ON_ONE_THREAD else {}))
     report = importlib.import_module("bench.report")
     found = importlib.import_module(module).run(pairs)
     for key, finding in (found if isinstance(found, dict) else {name: found}).items():

@@ -46,12 +46,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def normalize_answer(text: str) -> str:
     """The official normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_tokens(text))
 
 
 @lru_cache(maxsize=1 << 17)  # the same golds are scored again after every epoch
 def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(normalize_answer(text).split())
+    return tuple(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, gold: str) -> float:
