@@ -15,6 +15,7 @@ BENCHMARKS = {
     "postprocess_vs_notebook": "bench.postprocess",
     "trial_vs_notebook": "bench.trial",
     "search_vs_trainer": "bench.search",
+    "fixed_cost": "bench.fixed_cost",
     "growth": "bench.growth",
     "ceiling": "bench.ceiling",
     "workers_per_device": "bench.workers",
