@@ -20,8 +20,8 @@ BENCHMARKS = {
     "ceiling": "bench.ceiling",
     "workers_per_device": "bench.workers",
 }
-# These take long, and run only when they are named.
-SOAK = {"soak": "bench.soak"}
+# These run only when they are named: a part of another one, and one that takes long.
+BY_NAME = {"trial_profile": "bench.trial_profile", "soak": "bench.soak"}
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
 # How costs grow is clearer without threads, and the soak's workers share the cores.
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         description="Measure, print, and update bench/RESULTS.md and bench/results.json.",
         epilog="Example: python -m bench postprocess_vs_notebook --pairs 5",
     )
-    known = BENCHMARKS | SOAK
+    known = BENCHMARKS | BY_NAME
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument(
         "--pairs", type=int, default=3, help="timed runs of each side, at least 3 (default: 3)"

@@ -395,7 +395,20 @@ def run(
     }
 
 
-def compete(material: TrainingMaterial, pairs: int, threads: int) -> Contest:
+def run_alone(
+    pairs: int, *, material: TrainingMaterial | None = None, threads: int | None = None
+) -> Finding:
+    """Profile so many trials of ours, without the notebook's, which take several times as long."""
+    material = material or training_material(TRAIN_QUESTIONS, VALIDATION_QUESTIONS)
+    threads = threads or os.cpu_count() or 1
+    print(f"trial_profile on {material.name}: {pairs} runs ...")
+    return _profile(compete(material, pairs, threads, alone=True))
+
+
+def compete(
+    material: TrainingMaterial, pairs: int, threads: int, *, alone: bool = False
+) -> Contest:
+    """Let both sides run in turn, or ours alone."""
     quiet()
     few = replace(
         material,
@@ -411,11 +424,18 @@ def compete(material: TrainingMaterial, pairs: int, threads: int) -> Contest:
         alternate(Notebook(warm_up), Ours(warm_up), 1)
         bout = prepare(material, scratch, threads)
         notebook, ours = Notebook(bout), Ours(bout)
-        comparison = alternate(notebook, ours, pairs)
+        comparison = _by_itself(ours, pairs) if alone else alternate(notebook, ours, pairs)
     finally:
         torch.set_num_threads(threads_before)
         shutil.rmtree(scratch)
     return Contest(bout, comparison, notebook.trials, ours.trials)
+
+
+def _by_itself(ours: Side, runs: int) -> Comparison:
+    watches = [Stopwatch() for _ in range(runs)]
+    for watch in watches:
+        ours(watch)
+    return Comparison([], watches)
 
 
 def _setting(contest: Contest) -> str:
@@ -537,22 +557,15 @@ def _verdict(difference: float, sides: list[list[float]]) -> str:
 
 
 def _profile(contest: Contest) -> Finding:
-    sides = (contest.comparison.baseline, contest.notebook), (contest.comparison.ours, contest.ours)
-    outside = [
-        statistics.median(
-            1 - trial.meter.model_seconds / watch.total
-            for watch, trial in zip(watches, trials, strict=True)
-        )
-        for watches, trials in sides
-    ]
-    real = [statistics.median(t.meter.real_token_share for t in trials) for _, trials in sides]
-    peak = [max(trial.meter.peak_mib for trial in trials) for _, trials in sides]
+    watches, trials = contest.comparison.ours, contest.ours
+    sides = {"notebook": (contest.comparison.baseline, contest.notebook), "ours": (watches, trials)}
+    shares = {name: _shares(*side) for name, side in sides.items() if side[0]}
+    outside, real, peak = shares["ours"]
     fields = {
-        "outside_model_share": round(outside[1], 4),
-        "real_token_share": round(real[1], 4),
-        "peak_memory_mib": round(peak[1]),
+        "outside_model_share": round(outside, 4),
+        "real_token_share": round(real, 4),
+        "peak_memory_mib": round(peak),
     }
-    watches, trials = sides[1]
     parts = _part_seconds(watches, trials)
     fixed = {part: parts[part] for part in FIXED_PARTS}
     spent = "; ".join(f"{part}: {seconds:.2f}" for part, seconds in fixed.items())
@@ -563,14 +576,14 @@ def _profile(contest: Contest) -> Finding:
     )
     body = f"""## trial_profile
 
-Where the time of our trials goes, in the runs of `trial_vs_notebook`.
+Where the time of our trials goes, which are those of `trial_vs_notebook`.
 
 {_setting(contest)}
-- Measured: {len(trials)} runs; on a GPU, each part waits for what it began, on both sides.
+- Measured: {len(trials)} runs; on a GPU, each part waits for what it began.
 
 {_part_table(parts, statistics.median(watch.total for watch in watches))}
 
-{_share_table(outside, real, peak)}
+{_share_table(shares)}
 
 Outside the model is what is neither a forward pass, nor a backward pass, nor an optimizer step
 (with clipping and zeroing of gradients). Real tokens are those that are no padding, of all that
@@ -595,10 +608,22 @@ def _part_table(parts: dict[str, float], total: float) -> str:
     return table(("part of our trial", "seconds (median)", "share"), rows)
 
 
-def _share_table(outside: list[float], real: list[float], peak: list[float]) -> str:
-    rows = [
-        ("time outside the model", *(f"{share:.1%}" for share in outside)),
-        ("real tokens", *(f"{share:.1%}" for share in real)),
-        ("peak memory, MiB", *(f"{mib:,.0f}" for mib in peak)),
+def _shares(watches: list[Stopwatch], trials: list[Trial]) -> tuple[float, float, float]:
+    """The share of the time outside the model, that of real tokens, and the peak in MiB."""
+    outside = [
+        1 - trial.meter.model_seconds / watch.total
+        for watch, trial in zip(watches, trials, strict=True)
     ]
-    return table(("of a trial", "notebook", "ours"), rows)
+    real = [trial.meter.real_token_share for trial in trials]
+    peak = max(trial.meter.peak_mib for trial in trials)
+    return statistics.median(outside), statistics.median(real), peak
+
+
+def _share_table(shares: dict[str, tuple[float, float, float]]) -> str:
+    columns = list(zip(*shares.values(), strict=True))
+    rows = [
+        ("time outside the model", *(f"{share:.1%}" for share in columns[0])),
+        ("real tokens", *(f"{share:.1%}" for share in columns[1])),
+        ("peak memory, MiB", *(f"{mib:,.0f}" for mib in columns[2])),
+    ]
+    return table(("of a trial", *shares), rows)

@@ -221,3 +221,10 @@ def test_no_folder_is_left(material, monkeypatch, tmp_path):
     with pytest.raises(ZeroDivisionError):
         trial.compete(material, PAIRS, threads=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_profile_of_ours_alone(material):
+    finding = trial.run_alone(2, material=material, threads=1)
+    assert set(finding.fields) == {"outside_model_share", "real_token_share", "peak_memory_mib"}
+    assert 0 < finding.fields["outside_model_share"] < 1
+    assert "notebook |" not in finding.body

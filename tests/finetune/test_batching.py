@@ -61,11 +61,33 @@ def test_hardly_any_padding() -> None:
     shuffled = np.random.default_rng(0).permutation(8000).reshape(-1, 16).tolist()
     assert padding_share(lengths, shuffled) > 0.35
     assert padding_share(lengths, order(lengths, 16, seed=0, epoch=0)) < 0.04
+    # No pool is a small rest of the others.
+    assert padding_share(lengths[:1009], order(lengths[:1009], 16, seed=0, epoch=0)) < 0.03
 
 
 def test_longest_first() -> None:
-    lengths = np.array([3, 9, 1, 9, 4])
-    assert [batch.tolist() for batch in longest_first(lengths, 2)] == [[1, 3], [4, 0], [2]]
+    lengths = np.array([30, 96, 10, 96, 31, 90, 89, 96])
+    batches = [batch.tolist() for batch in longest_first(lengths, 2)]
+    # 90 is 15/16 of 96, 89 is less; 89 is more than 15/16 of 90, and 30 of 31.
+    assert batches == [[1, 3], [7, 5], [6], [4, 0], [2]]
+    assert [batch.tolist() for batch in longest_first(lengths, 9)] == [
+        [1, 3, 7, 5],
+        [6],
+        [4, 0],
+        [2],
+    ]
+    assert list(longest_first(lengths[:0], 2)) == []
+
+
+@pytest.mark.parametrize("windows", [309, 6284])
+def test_hardly_any_padding_in_evaluation(windows: int) -> None:
+    lengths = lengths_like_squad(windows)
+    batches = [batch.tolist() for batch in longest_first(lengths, 64)]
+    assert sorted(window for batch in batches for window in batch) == list(range(windows))
+    assert padding_share(lengths, batches) < 0.03
+    assert max(map(len, batches)) <= 64
+    longest = [lengths[batch].max() for batch in batches]
+    assert longest == sorted(longest, reverse=True)
 
 
 def random_windows(windows: int, *, types: bool, seed: int = 0) -> Windows:

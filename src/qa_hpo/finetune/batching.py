@@ -13,9 +13,12 @@ from qa_hpo.squad.windows import Windows
 
 __all__ = ["LengthGroupedBatches", "PaddedBatch", "WindowCollator", "longest_first"]
 
-# Windows are sorted by length within a pool of this many batches: enough for batches with hardly
-# any padding, and the pools differ from epoch to epoch, as a shuffle should.
+# Windows are sorted by length within a pool of at least this many batches, where there are so many:
+# enough for hardly any padding, and the pools differ from epoch to epoch, as a shuffle should.
 _POOL = 50
+# In evaluation, where batches may be of any size, a batch's windows have at least this share of its
+# longest one's tokens.
+_ALIKE = 15 / 16
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -46,11 +49,13 @@ class LengthGroupedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         shuffled = generator.permutation(len(self.lengths))
-        pool = _POOL * self.batch_size
+        pools = max(1, len(self) // _POOL)
+        # As many batches each as can be, so that none is a remainder with more padding.
+        ends = [len(part) for part in np.array_split(np.arange(len(self)), pools)]
+        borders = np.cumsum(ends[:-1], dtype=np.int64) * self.batch_size
         batches: list[NDArray[np.int64]] = []
-        for first in range(0, len(shuffled), pool):
-            windows = shuffled[first : first + pool]
-            windows = windows[np.argsort(self.lengths[windows], kind="stable")]
+        for pool in np.split(shuffled, borders):
+            windows = pool[np.argsort(self.lengths[pool], kind="stable")]
             cuts = range(self.batch_size, len(windows), self.batch_size)
             batches.extend(np.split(windows, list(cuts)))
         for index in generator.permutation(len(batches)):
@@ -58,15 +63,24 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
 
 def longest_first(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield batches of window numbers, the longest first, so that what does not fit shows at once.
+    """Yield batches of windows of like length, the longest first.
+
+    What does not fit into the memory shows at once. A batch ends before a window that is shorter
+    than 15/16 of its longest one: few windows would make few batches, of unlike ones.
 
     Args:
         lengths: Tokens of each window, (windows,).
-        batch_size: Windows per batch.
+        batch_size: Windows of a batch, at most.
     """
     order = np.argsort(-lengths, kind="stable")
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
+    descending = lengths[order]
+    first = 0
+    while first < len(order):
+        # Ascending in their negatives, as a binary search wants them.
+        alike = int(np.searchsorted(-descending, -_ALIKE * descending[first], side="right"))
+        last = min(first + batch_size, max(alike, first + 1))
+        yield order[first:last]
+        first = last
 
 
 @dataclass(frozen=True)
