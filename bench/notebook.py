@@ -155,6 +155,9 @@ def best_answers(
 ) -> Predictions:
     """The best span of every question, and its null margin.
 
+    As in the notebook, each field of a window is looked up by itself, which with a Dataset makes
+    its whole row anew, and all spans are kept and sorted.
+
     Args:
         questions: each with id and context.
         windows: each with example_id, input_ids and offset_mapping.
@@ -170,24 +173,26 @@ def best_answers(
     predictions: Predictions = {}
     for question in questions:
         null_score = None
-        found: list[tuple[float, str]] = []
+        found: list[dict[str, Any]] = []
         for number in windows_of[question["id"]]:
-            window = windows[number]
             starts, ends = start_logits[number], end_logits[number]
-            cls = window["input_ids"].index(cls_id)
+            characters = windows[number]["offset_mapping"]
+            cls = windows[number]["input_ids"].index(cls_id)
             null = starts[cls] + ends[cls]
             if null_score is None or null < null_score:
                 null_score = null
             found += _spans(
                 question["context"],
-                window["offset_mapping"],
+                characters,
                 starts,
                 ends,
                 n_best,
                 max_answer_length,
             )
-        score, text = max(found, key=lambda span: span[0]) if found else (0.0, "")
-        predictions[question["id"]] = text, float(null_score - score)
+        best = {"score": 0.0, "text": ""}
+        if found:
+            best = sorted(found, key=lambda span: span["score"], reverse=True)[0]
+        predictions[question["id"]] = best["text"], float(null_score - best["score"])
     return predictions
 
 
@@ -198,8 +203,8 @@ def _spans(
     ends: NDArray[np.float32],
     n_best: int,
     max_answer_length: int,
-) -> Iterable[tuple[float, str]]:
-    """(score, text) of every span that one window offers."""
+) -> Iterable[dict[str, Any]]:
+    """The score and the text of every span that one window offers."""
     top_ends = np.argsort(ends)[: -n_best - 1 : -1].tolist()
     for start in np.argsort(starts)[: -n_best - 1 : -1].tolist():
         for end in top_ends:
@@ -208,7 +213,7 @@ def _spans(
             if end < start or end - start + 1 > max_answer_length:
                 continue
             text = context[characters[start][0] : characters[end][1]]
-            yield starts[start] + ends[end], text
+            yield {"score": starts[start] + ends[end], "text": text}
 
 
 # ---------------------------------------------------------------------------- scores
