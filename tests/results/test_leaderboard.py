@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from qa_hpo.config import StudyFile
 from qa_hpo.results.leaderboard import Leaderboard, leaderboard
+from qa_hpo.results.progress import describe_trial
 from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.failures import Cause
 from qa_hpo.search.joined import JoinedStudy
@@ -165,3 +166,27 @@ def test_the_baseline_is_the_first_one_in_its_latest_attempt(joined: JoinedStudy
     assert board.baseline.params["learning_rate"] == 2e-5
     assert board.baseline.val_loss == [1.0]  # what the first attempt recorded
     assert numbers(board) == [1, 2]  # one row for both attempts
+
+
+def test_the_line_on_a_trial_that_has_ended(joined: JoinedStudy):
+    attributes = {"best_epoch": 2, "train_seconds": 12.5, "peak_memory_mib": 1540.2}
+    losses = [1.2, 1.1, 1.3]
+    end(
+        joined,
+        TrialState.PRUNED,
+        61.234,
+        losses=losses,
+        stop_reason="overfitting",
+        attrs=attributes,
+    )
+    del attributes["peak_memory_mib"]  # as of a trial that was only finished
+    end(joined, TrialState.COMPLETE, 50.0, losses=losses[:1], attrs=attributes)
+    first, second = joined.optuna_study.trials
+    assert describe_trial(joined, first) == (
+        "trial 0 (base, learning rate 2e-05, 3 of 3 epochs) pruned, overfitting: best F1 61.23 in "
+        "epoch 2, 12 s, 1,540 MiB at most"
+    )
+    assert describe_trial(joined, second) == (
+        "trial 1 (base, learning rate 3e-05, 1 of 3 epochs) complete: best F1 50.00 in epoch 2, "
+        "12 s"
+    )

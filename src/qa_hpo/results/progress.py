@@ -17,6 +17,7 @@ from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     CAUSE,
     DOING,
+    PEAK_MEMORY,
     WORKER,
     epoch_records,
     finished_trials,
@@ -216,10 +217,11 @@ def describe_trial(joined: JoinedStudy, trial: FrozenTrial) -> str:
     ended = f"pruned, {how}" if how else "complete"
     if attributes.get("best_f1") is None:
         return f"{what} {ended}, no epoch could be measured"
+    peak = attributes.get(PEAK_MEMORY)
     return (
         f"{what} {ended}: best F1 {attributes['best_f1']:.2f} in epoch {attributes['best_epoch']}, "
         f"{attributes['train_seconds']:.0f} s"
-    )
+    ) + ("" if peak is None else f", {peak:,.0f} MiB at most")
 
 
 def _clock(seconds: float) -> str:
