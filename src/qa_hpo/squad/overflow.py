@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,8 @@ def overflow_windows(
             owners = np.array([-1 if s is None else s for s in encoding.sequence_ids])
             in_context = owners == context_owner
             ids = np.array(encoding.ids)
-            characters = np.where(in_context[:, None], encoding.offsets, -1)  # (tokens, 2)
+            offsets = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int64)
+            characters = np.where(in_context[:, None], offsets.reshape(-1, 2), -1)  # (tokens, 2)
             cls_index = int(np.flatnonzero((ids == tokenizer.cls_token_id) & (owners == -1))[0])
             golds = corpus.answers[batch[sample]]
             labels = _label(characters, golds[0]) if golds else None

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from qa_hpo.errors import WindowError
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "PairTemplate",
@@ -24,8 +25,6 @@ __all__ = [
     "encode_texts",
     "learn_template",
 ]
-
-BATCH = 1024  # texts encoded at once: enough for the tokenizer, and little memory
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -47,6 +46,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"{name}: puts no {tokenizer.cls_token} beside a question and its context; windows "
             "need a CLS token, whose logits stand for 'no answer'"
         )
+
+
+BATCH = 1024  # texts encoded at once: enough for the tokenizer, and little memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,39 +93,47 @@ class PlacedTokens(Tokens):
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tokens:
     """Tokenise texts by themselves, without special tokens."""
-    encoded = list(_encoded(tokenizer, texts, characters=False))
-    return Tokens(*_joined(encoded))
+    # Without characters, which the backend then need not follow through its normalisation.
+    encode = _backend(tokenizer).encode_batch_fast
+    return Tokens(*_joined([e.ids for batch in _batches(texts) for e in encode(batch, **_BARE)]))
 
 
 def encode_and_place(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> PlacedTokens:
     """Tokenise texts as `encode_texts` does, and find each token's characters."""
-    encoded = list(_encoded(tokenizer, texts, characters=True))
-    pairs = chain.from_iterable(
-        chain.from_iterable(chain.from_iterable(batch["offset_mapping"])) for batch in encoded
-    )
-    spans = np.fromiter(pairs, dtype=np.int32).reshape(-1, 2)  # (tokens, 2)
-    return PlacedTokens(*_joined(encoded), spans[:, 0].copy(), spans[:, 1].copy())
+    encode = _backend(tokenizer).encode_batch
+    rows: list[list[int]] = []
+    characters: list[NDArray[np.int32]] = []
+    for batch in _batches(texts):
+        encodings = encode(batch, **_BARE)
+        rows += [e.ids for e in encodings]
+        pairs = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+        characters.append(np.fromiter(pairs, dtype=np.int32).reshape(-1, 2))
+    spans = np.concatenate(characters)  # (tokens, 2)
+    return PlacedTokens(*_joined(rows), spans[:, 0].copy(), spans[:, 1].copy())
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, characters: bool
-) -> Iterator[BatchEncoding]:
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     for first in range(0, len(texts), BATCH):
-        yield tokenizer(
-            list(texts[first : first + BATCH]),
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=characters,
-            verbose=False,  # whole contexts may well be longer than the model's input
-        )
+        yield list(texts[first : first + BATCH])
 
 
-def _joined(encoded: list[BatchEncoding]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+_BARE = {"add_special_tokens": False}
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer proper, which takes whole texts; the call around it makes lists of lists.
+
+    Each such call sets anew what is set here.
+    """
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
+def _joined(rows: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """(ids of all texts, offsets of the texts), as `Tokens` has them."""
-    rows = [row for batch in encoded for row in batch["input_ids"]]
     ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
     return ids, np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
