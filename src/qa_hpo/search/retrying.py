@@ -9,6 +9,7 @@ transaction.
 import contextlib
 import copy
 import functools
+import gc
 import json
 import logging
 import random
@@ -79,7 +80,6 @@ _REPEATABLE = (
     "get_trial_param",
     "get_trial_user_attrs",
     "get_trial",
-    "_get_trials",
     "_get_best_trial_id",
     "_get_stale_trial_ids",
 )
@@ -184,6 +184,15 @@ class RetryingRDBStorage(RDBStorage):
                         "the database answers again after %.1f s", time.monotonic() - began
                     )
                 return result
+
+    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        """Return trials, which may be thousands of them, as Optuna does."""
+
+        def read() -> list[FrozenTrial]:
+            with _collecting_later():
+                return RDBStorage._get_trials(self, *arguments, **options)
+
+        return self.through_outages(read)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -392,6 +401,23 @@ def _is_as(
         key: None if row is None else json.loads(str(row.value_json)) for key, row in rows.items()
     }
     return cast("TrialState", trial.state) is state and stored == dict(attrs)
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Collect no garbage meanwhile.
+
+    A trial is some hundred objects, and none of those that are read is garbage: each collection
+    on the way would look at all that are there before, so that reading takes longer per trial the
+    more there are.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _repeating(name: str) -> Callable[..., Any]:
