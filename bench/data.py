@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qa_hpo.demo import BASE, write_demo
 from qa_hpo.finetune.models import load_tokenizer
@@ -67,3 +67,20 @@ def demo_material(limit: int | None = None) -> Material:
     tokenizer = load_tokenizer(str(BASE))
     length = min(384, tokenizer.model_max_length)
     return Material(name, corpus, tokenizer, length, min(128, length // 3))
+
+
+def question_rows(corpus: Corpus) -> list[dict[str, Any]]:
+    """Questions as a hub's SQuAD has them, a dictionary each."""
+    return [
+        {
+            "id": corpus.ids[i],
+            "title": corpus.titles[corpus.title_index[i]],
+            "context": corpus.context_of(i),
+            "question": corpus.questions[i],
+            "answers": {
+                "text": [text for text, _ in corpus.answers[i]],
+                "answer_start": [start for _, start in corpus.answers[i]],
+            },
+        }
+        for i in range(len(corpus))
+    ]

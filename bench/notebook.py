@@ -19,7 +19,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 BATCH = 1000  # what Dataset.map hands over at once by default
 Rows = Sequence[Mapping[str, Any]] | Dataset
@@ -31,14 +31,14 @@ Predictions = dict[str, tuple[str, float]]
 # ---------------------------------------------------------------------------- windows
 
 
-def tokenise(
+def _encoded(
     batch: Mapping[str, list[Any]],
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     doc_stride: int,
-) -> dict[str, list[Any]]:
-    """The windows of some questions, in columns; characters are None outside the context."""
-    encoded = tokenizer(
+) -> BatchEncoding:
+    """The windows of some questions as the tokenizer gives them, padded to max_length."""
+    encoded: BatchEncoding = tokenizer(
         [question.lstrip() for question in batch["question"]],
         batch["context"],
         truncation="only_second",
@@ -48,6 +48,17 @@ def tokenise(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
+    return encoded
+
+
+def tokenise(
+    batch: Mapping[str, list[Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    doc_stride: int,
+) -> dict[str, list[Any]]:
+    """The windows of some questions, in columns; characters are None outside the context."""
+    encoded = _encoded(batch, tokenizer, max_length, doc_stride)
     owners = encoded.pop("overflow_to_sample_mapping")
     columns = dict(encoded)
     columns["example_id"] = [batch["id"][owner] for owner in owners]
@@ -68,16 +79,7 @@ def label(
     doc_stride: int,
 ) -> dict[str, list[Any]]:
     """The windows of some questions as training takes them: with the labels, token by token."""
-    encoded = tokenizer(
-        [question.lstrip() for question in batch["question"]],
-        batch["context"],
-        truncation="only_second",
-        padding="max_length",
-        max_length=max_length,
-        stride=doc_stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
+    encoded = _encoded(batch, tokenizer, max_length, doc_stride)
     owners = encoded.pop("overflow_to_sample_mapping")
     columns = {name: rows for name, rows in encoded.items() if name != "offset_mapping"}
     columns["start_positions"], columns["end_positions"] = [], []

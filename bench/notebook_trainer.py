@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from bench import notebook
+from bench.data import question_rows
 from bench.timing import Stopwatch
 from qa_hpo.finetune.hardware import lower_precision
 from qa_hpo.sections import Runtime
@@ -57,20 +58,7 @@ class Features:
 
 def questions_of(corpus: Corpus) -> Dataset:
     """A corpus as the Dataset that a hub gives."""
-    rows = [
-        {
-            "id": corpus.ids[i],
-            "title": corpus.titles[corpus.title_index[i]],
-            "context": corpus.context_of(i),
-            "question": corpus.questions[i],
-            "answers": {
-                "text": [text for text, _ in corpus.answers[i]],
-                "answer_start": [start for _, start in corpus.answers[i]],
-            },
-        }
-        for i in range(len(corpus))
-    ]
-    return Dataset.from_list(rows)
+    return Dataset.from_list(question_rows(corpus))
 
 
 def labelled_windows(

@@ -15,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from bench import notebook
-from bench.data import Material, load_material
+from bench.data import Material, load_material, question_rows
 from bench.logits import Logits, make_logits
 from bench.report import Finding, machine, table
 from bench.timing import Comparison, Stopwatch, alternate, part_medians
@@ -70,19 +70,7 @@ class Bout:
 
 def prepare(material: Material) -> Bout:
     corpus, tokenizer = material.corpus, material.tokenizer
-    rows = [
-        {
-            "id": corpus.ids[i],
-            "title": corpus.titles[corpus.title_index[i]],
-            "context": corpus.context_of(i),
-            "question": corpus.questions[i],
-            "answers": {
-                "text": [text for text, _ in corpus.answers[i]],
-                "answer_start": [start for _, start in corpus.answers[i]],
-            },
-        }
-        for i in range(len(corpus))
-    ]
+    rows = question_rows(corpus)
     windows = _windows(material)
     strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     start, end = make_logits(windows, strings, material.max_length, SEED)
