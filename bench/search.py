@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,7 +147,7 @@ class Outcome:
     f1: Floats
 
 
-class Side:
+class Side(ABC):
     """One of the two sides; each of its searches takes the next seed."""
 
     def __init__(self, bout: Bout) -> None:
@@ -159,9 +160,9 @@ class Side:
             seed = len(self.outcomes) + 1
             self.outcomes.append(self.search(seed, Path(folder), watch))
 
+    @abstractmethod
     def search(self, seed: int, folder: Path, watch: Stopwatch) -> Outcome:
         """A whole search; its part that is to be timed is marked on the watch."""
-        raise NotImplementedError
 
     def tuned_f1(self, texts: list[str], margins: Floats) -> Floats:
         """(questions,) F1 in percent at the threshold that is best for these answers."""

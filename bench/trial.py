@@ -15,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,7 +286,7 @@ def _config(material: TrainingMaterial, *, seed: int, threads: int) -> RunConfig
     )
 
 
-class Side:
+class Side(ABC):
     """One of the two sides; each of its runs takes the next seed."""
 
     def __init__(self, bout: Bout) -> None:
@@ -302,13 +303,13 @@ class Side:
             meter.peak_mib = peak.mib()
             self.trials.append(Trial(self.quality(outcome), meter))
 
+    @abstractmethod
     def run(self, seed: int, folder: Path, watch: Stopwatch) -> Any:
         """The trial, timed; what is returned tells `quality` of the final model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quality(self, outcome: Any) -> Quality:
         """What the final model is worth; not timed."""
-        raise NotImplementedError
 
 
 class Notebook(Side):

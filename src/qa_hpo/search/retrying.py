@@ -175,8 +175,9 @@ class RetryingRDBStorage(RDBStorage):
                 if now - began > self.patience_s:
                     lasted = f"the database has not answered for {now - began:.0f} s"
                     raise OutageError(f"{lasted}: {first_line(error)}") from None
-                # Not all workers at once, when a server comes back.
-                self.wait(delay * random.uniform(0.5, 1.5))
+                # Not all workers at once, when a server comes back; and no longer than is left.
+                left = self.patience_s - (now - began)
+                self.wait(min(delay * random.uniform(0.5, 1.5), left))
                 delay = min(2 * delay, _LONGEST_DELAY_S)
             else:
                 if began is not None:
