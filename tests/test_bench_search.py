@@ -60,9 +60,7 @@ def contest(material, tmp_path_factory):
 def test_both_sides_run_the_trials_asked_for(contest):
     for side in (contest.theirs, contest.ours):
         assert [outcome.trials for outcome in side] == [TRIALS] * PAIRS
-        for outcome in side:
-            assert TRIALS <= outcome.epochs <= search.EPOCHS * TRIALS
-            assert outcome.pruned == 0, "too few trials for either side's pruner"
+        assert [outcome.epochs for outcome in side] == [search.EPOCHS * TRIALS] * PAIRS
     for watches in (contest.comparison.baseline, contest.comparison.ours):
         assert all(watch.total > 0 for watch in watches)
 
