@@ -160,7 +160,8 @@ class SpanAccumulator:
             np.take_along_axis(starts, start, axis=1).astype(np.float64)[:, :, None]
             + np.take_along_axis(ends, end, axis=1)[:, None, :]
         )
-        length = end[:, None, :] - start[:, :, None] + 1
+        # In int32, since grids of this size are what takes the time here.
+        length = end.astype(np.int32)[:, None, :] - start.astype(np.int32)[:, :, None] + 1
         grid[(length < 1) | (length > self._max_answer_length)] = -np.inf
         flat = grid.reshape(len(grid), -1)
         best = flat.argmax(axis=1)
@@ -217,4 +218,7 @@ def _top_positions(logits: NDArray[np.floating], n: int) -> NDArray[np.int64]:
         above, equal = logits > lowest, logits == lowest
         missing = n - above.sum(axis=1, keepdims=True)
         chosen = above | (equal & (np.cumsum(equal, axis=1) <= missing))
-    return np.nonzero(chosen)[1].reshape(rows, n)
+    # A flat array is searched several times faster than one of two dimensions.
+    positions: NDArray[np.int64] = np.flatnonzero(chosen).reshape(rows, n)
+    positions -= width * np.arange(rows)[:, None]
+    return positions
