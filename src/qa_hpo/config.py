@@ -31,6 +31,7 @@ from qa_hpo.sections import (
     Runtime,
     Start,
     Study,
+    StudyEvaluation,
     Training,
 )
 from qa_hpo.validation import PlacedError, Section, explain, nearest
@@ -50,6 +51,7 @@ __all__ = [
     "Runtime",
     "Start",
     "Study",
+    "StudyEvaluation",
     "StudyFile",
     "Training",
     "load_run_config",
@@ -109,6 +111,7 @@ class StudyFile(_Job):
     """A whole study: what is searched, on which data, from which starts, for how long."""
 
     study: Study
+    evaluation: StudyEvaluation = StudyEvaluation()
     search: Annotated[dict[str, Dimension], Field(default_factory=dict)]
     training: Training = Training()
     pruning: Pruning = Pruning()
@@ -138,6 +141,14 @@ class StudyFile(_Job):
                 self._check_condition(f"search.{name}.when.{other}", name, other)
         for index, entry in enumerate(self.baseline):
             self._check_baseline(f"baseline[{index}]", entry)
+        return self
+
+    @model_validator(mode="after")
+    def _finalists_fit(self) -> Self:
+        if self.evaluation.seeds > 1 and self.budget.trials is None:
+            raise PlacedError(
+                "evaluation.seeds", "needs budget.trials, of which the finalists' runs are a part"
+            )
         return self
 
     def _check_start_dimension(self) -> None:
@@ -194,7 +205,9 @@ class StudyFile(_Job):
             starts=starts,
             parameters=parameters,
             runtime=runtime,
-            evaluation=self.evaluation,
+            evaluation=Evaluation(
+                **self.evaluation.model_dump(include=set(Evaluation.model_fields))
+            ),
         )
 
 

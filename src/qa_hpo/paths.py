@@ -19,6 +19,7 @@ __all__ = [
     "new_folder",
     "read_json",
     "scratch_folder",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -87,6 +88,10 @@ class RunPaths:
     def checkpoint(self, epoch: int) -> Path:
         """The checkpoint of ``epoch``, kept while it is the run's best."""
         return self.folder / "checkpoint" / f"epoch-{epoch:04d}"
+
+    def answers(self, epoch: int) -> Path:
+        """What the checkpoint of ``epoch`` answered, kept while it is the run's best."""
+        return self.folder / "answers" / f"epoch-{epoch:04d}.npz"
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints that are there."""
@@ -160,10 +165,15 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as workshop:
         new = Path(workshop) / path.name
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
         new.replace(path)
 
 

@@ -153,7 +153,8 @@ def _told_to_end_by_signals() -> Iterator[None]:
 def _spent(joined: JoinedStudy) -> bool:
     with told_if_gone(joined):
         forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
-        step = next_step(joined.optuna_study, joined.file.budget, forgiven=forgiven)
+        file, study = joined.file, joined.optuna_study
+        step = next_step(study, file.budget, evaluation=file.evaluation, forgiven=forgiven)
     return step.step is BudgetStep.SPENT and not step.failing
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Runtime",
     "Start",
     "Study",
+    "StudyEvaluation",
     "Training",
 ]
 
@@ -109,6 +110,17 @@ class Evaluation(Section):
     n_best: Annotated[int, Field(ge=1)] = 20
     max_answer_length: Annotated[int, Field(ge=1)] = 30
     doc_stride: Annotated[int, Field(ge=0)] = 128
+
+
+class StudyEvaluation(Evaluation):
+    """How a study's trials are evaluated: each of them, and the best ones beside each other.
+
+    With ``seeds`` above 1, the ``finalists`` best configurations are run that often, each with
+    another seed, before the winner is named; the budget's last trials are theirs.
+    """
+
+    seeds: Annotated[int, Field(ge=1)] = 1
+    finalists: Annotated[int, Field(ge=1)] = 3
 
 
 class Budget(Section):

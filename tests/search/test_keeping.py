@@ -1,6 +1,7 @@
 """What is collected from the artifact store, and what never is."""
 
 import io
+import json
 import logging
 import tarfile
 import warnings
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
+import numpy as np
 import pytest
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
@@ -15,14 +17,17 @@ from search_helpers import asked, created, record
 
 from qa_hpo.errors import ArtifactError
 from qa_hpo.finetune.records import EpochRecord
-from qa_hpo.paths import RunPaths
+from qa_hpo.paths import RunPaths, write_bytes
 from qa_hpo.search.artifacts import artifact_id, open_store, owner
 from qa_hpo.search.asking import Asked, hand_back
 from qa_hpo.search.failures import Cause
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.keeping import Keeper, collect
+from qa_hpo.search.keeping import Keeper, collect, read_answers
 from qa_hpo.search.storage import StudyStorage
 from qa_hpo.search.trials import fail, finish, kept, record_epoch
+from qa_hpo.squad.answered import Answered
+from qa_hpo.squad.corpus import Corpus, load_corpus
+from qa_hpo.squad.spans import Predictions
 
 
 class Bench:
@@ -31,6 +36,7 @@ class Bench:
     def __init__(self, joined: JoinedStudy, folder: Path) -> None:
         self.joined = joined
         self.folder = folder
+        self.corpus: Corpus | None = None
         self.store = open_store(joined.file.artifacts.folder)
 
     def keeper(self, asked: Asked) -> Keeper:
@@ -45,6 +51,8 @@ class Bench:
             for path in (keeper.paths.resume_state(epoch), keeper.paths.checkpoint(epoch)):
                 path.mkdir(parents=True)
                 (path / "weights").write_text(f"{asked.trial.number} {epoch}")
+            if self.corpus is not None:
+                write_bytes(keeper.paths.answers(epoch), answers(self.corpus, epoch).to_bytes())
             records.append(EpochRecord(epoch, 1.0, 1.0, 1.0, 1.0, {"best_f1": score}))
             now = keeper.keep(records, last=last and epoch == len(scores))
             flat = {"epoch": epoch, "val_loss": 1.0, "best_f1": score}
@@ -54,6 +62,9 @@ class Bench:
 
     def end(self, asked: Asked, best: float) -> None:
         keeper = self.train(asked, [best], last=True)
+        if self.corpus is not None:
+            records = [EpochRecord(1, 1.25, 1.0, 0.5, 1.5, {"best_f1": best})]
+            keeper.keep_tables(records, keeper.answers(), self.corpus)
         attrs = {"best_f1": best, "best_epoch": 1}
         finish(
             self.joined,
@@ -66,6 +77,32 @@ class Bench:
     def stored(self) -> list[tuple[int, int]]:
         keys = self.store.keys(self.joined.uid)
         return sorted((owner(key), int(key.split("-")[2])) for key in keys)
+
+
+def answers(corpus: Corpus, epoch: int) -> Answered:
+    """The first ``epoch`` questions are answered with their first ten characters."""
+    size = len(corpus)
+    margin = np.where(np.arange(size) < epoch, -1.0, 1.0)
+    zeros = np.zeros(size)
+    return Answered.of(corpus, Predictions(zeros.astype(int), np.full(size, 10), zeros, margin))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    rows = [(f"q{n}", f"article {n % 2}") for n in range(6)]
+    lines = [
+        {
+            "id": name,
+            "title": title,
+            "question": "Who?",
+            "context": "Somebody or other was here.",
+            "answers": {"text": ["Somebody o"], "answer_start": [0]},
+        }
+        for name, title in rows
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return load_corpus(path, "validation")
 
 
 @pytest.fixture
@@ -222,3 +259,85 @@ def test_records_without_a_store(bench: Bench):
     answer = asked(bench.joined)
     record_epoch(bench.joined, answer.trial, record(1))
     assert kept(bench.joined.storage.rdb.get_trial(answer.trial._trial_id)) is None
+
+
+# ---------------------------------------------------------------------------- answers and tables
+
+
+def told(bench: Bench, number: int) -> dict[str, str]:
+    """Names of the artifacts that dashboards know of a trial, and their keys."""
+    # Optuna keeps finished trials as it has read them, so the database is asked.
+    trial = bench.joined.optuna_study.get_trials(deepcopy=False)[number]
+    attrs = bench.joined.storage.rdb.get_trial(trial._trial_id).system_attrs
+    known = [json.loads(value) for name, value in attrs.items() if name.startswith("artifacts:")]
+    return {meta["filename"]: meta["artifact_id"] for meta in known}
+
+
+def test_of_all_trials_the_answers_stay_and_of_leading_ones_the_predictions(
+    bench: Bench, corpus: Corpus
+):
+    bench.corpus = corpus
+    for best in (50.0, 70.0, 60.0):
+        bench.end(asked(bench.joined), best)
+    collect(bench.joined, bench.store)
+    always = {"epochs.csv", "scores-epoch-1.npz"}
+    leading = {*always, "checkpoint-epoch-1.tar", "predictions-epoch-1.json"}
+    assert [set(told(bench, number)) for number in range(3)] == [always, leading, leading]
+    keys = {key for number in range(3) for key in told(bench, number).values()}
+    assert bench.store.keys(bench.joined.uid) == keys, "what is there is known, and nothing else"
+
+    predictions = json.loads(bench.store.get_bytes(told(bench, 1)["predictions-epoch-1.json"]))
+    assert list(predictions) == [f"q{n}" for n in range(6)]
+    assert set(predictions.values()) == {"Somebody o"}  # the best threshold answers all of them
+    table = bench.store.get_bytes(told(bench, 0)["epochs.csv"]).decode().splitlines()
+    assert table[0] == "epoch,train_loss,val_loss,best_f1,seconds,eval_seconds"
+    assert table[1] == "1,1.25,1.5,50.0,1.0,0.5"
+
+
+def test_answers_go_with_the_best_epoch_to_whoever_goes_on(bench: Bench, corpus: Corpus):
+    bench.corpus = corpus
+    answer = asked(bench.joined)
+    bench.train(answer, [50.0, 60.0, 55.0])
+    assert bench.stored() == [(0, 2), (0, 2), (0, 3)]  # weights, answers, and the resume state
+    hand_back(bench.joined, answer.trial)
+    collect(bench.joined, bench.store)
+    keeper = bench.keeper(asked(bench.joined))
+    found = keeper.answers()
+    assert found is not None
+    assert found.scores.null_margin.tolist() == [-1.0, -1.0, 1.0, 1.0, 1.0, 1.0]  # of epoch 2
+    trial = bench.joined.optuna_study.get_trials()[0]
+    again = read_answers(bench.joined, trial)
+    assert again is not None
+    assert again.to_bytes() == found.to_bytes()
+
+
+def test_answers_that_are_gone_cost_no_trial(
+    bench: Bench, corpus: Corpus, caplog: pytest.LogCaptureFixture
+):
+    bench.corpus = corpus
+    answer = asked(bench.joined)
+    keeper = bench.train(answer, [50.0])
+    assert keeper.kept is not None
+    assert keeper.kept.answers is not None
+    bench.store.remove([keeper.kept.answers])
+    assert keeper.answers() is None
+    assert "the answers of a checkpoint are not there" in caplog.text
+
+
+def test_tables_that_cannot_be_kept_cost_no_trial(
+    bench: Bench,
+    corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    bench.corpus = corpus
+    keeper = bench.train(asked(bench.joined), [50.0], last=True)
+    answered = keeper.answers()
+
+    def refuses(*_: Any) -> Any:
+        raise ArtifactError("s3://bucket: not now")
+
+    monkeypatch.setattr(type(bench.store), "put_bytes", refuses)
+    keeper.keep_tables([EpochRecord(1, 1.0, 1.0, 1.0, 1.0, {})], answered, corpus)
+    assert keeper.tables == {}
+    assert "epochs.csv of trial 0 is not kept: s3://bucket: not now" in caplog.text

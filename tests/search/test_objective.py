@@ -19,6 +19,7 @@ from qa_hpo.results.select import exported_trial, run_config
 from qa_hpo.search.artifacts import owner
 from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.budget import BudgetStep
+from qa_hpo.search.keeping import read_answers
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
@@ -114,8 +115,14 @@ def test_an_overfitting_trial_is_pruned_and_competes(objective: Any) -> None:
     assert 50 < attributes["peak_memory_mib"] < 100_000
     seconds = [record["seconds"] for record in epoch_records(trial)]
     assert attributes["train_seconds"] == pytest.approx(sum(seconds))
-    # Of both trials the best epoch is kept, and nothing to go on from.
-    assert stored(some) == [(0, best["epoch"])]
+    # The best epoch's weights, answers and predictions are kept and the table of all epochs, and
+    # nothing to go on from.
+    last = len(losses(trial))
+    assert stored(some) == sorted([*[(0, best["epoch"])] * 3, (0, last)])
+    answered = read_answers(some.joined, trial)
+    assert answered is not None
+    assert 100 * answered.f1.mean() == pytest.approx(trial.value, abs=1e-9)
+    assert answered.threshold == attributes["threshold"]
     assert list(some.inputs.cache.runs.glob("run-*")) == []
 
 
@@ -224,12 +231,16 @@ def test_only_the_leading_trials_checkpoints_are_kept(objective: Any, tmp_path: 
     trials = [run(some) for _ in range(4)]
     ranked = sorted(trials, key=lambda trial: (-trial.value, trial.number))
     leading = {trial.number for trial in ranked[:2]}
-    assert stored(some) == sorted((number, 1) for number in leading)
+    # Of the others, answers and the table of epochs.
+    pieces = {number: 4 if number in leading else 2 for number in range(4)}
+    assert stored(some) == [(number, 1) for number in range(4) for _ in range(pieces[number])]
+    offered = set()
     for trial in some.joined.storage.rdb.get_all_trials(1):
-        # What dashboards offer is there.
-        offered = [name for name in trial.system_attrs if name.startswith("artifacts:")]
-        expected = [f"artifacts:{kept(trial).checkpoint}"] if trial.number in leading else []
-        assert offered == expected
+        own = {name for name in trial.system_attrs if name.startswith("artifacts:")}
+        assert (f"artifacts:{kept(trial).checkpoint}" in own) == (trial.number in leading)
+        offered |= {name.removeprefix("artifacts:") for name in own}
+    # What dashboards offer is there, and nothing else is.
+    assert some.store.keys(some.joined.uid) == offered
     gone = ranked[-1].number
     with (
         pytest.raises(

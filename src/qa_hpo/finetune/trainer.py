@@ -31,8 +31,9 @@ from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.memory import PassSize, RandomState
 from qa_hpo.finetune.records import EpochRecord, best_record
-from qa_hpo.paths import RunPaths, new_folder, read_json, write_json
-from qa_hpo.squad.scoring import corpus_metrics, score_predictions
+from qa_hpo.paths import RunPaths, new_folder, read_json, write_bytes, write_json
+from qa_hpo.squad.answered import Answered
+from qa_hpo.squad.scoring import corpus_metrics
 
 __all__ = ["OnEpoch", "QuestionAnsweringTrainer", "read_device_batch", "read_records"]
 
@@ -225,7 +226,10 @@ class QuestionAnsweringTrainer(Trainer):
         if not math.isfinite(train_loss):
             raise DivergedError(f"the training loss of epoch {epoch} is {train_loss}")
         started = time.monotonic()
-        val_loss, metrics = self._measure()
+        val_loss, answered = self._measure()
+        metrics = {}
+        if answered is not None and self.validation is not None:
+            metrics = corpus_metrics(answered.scores, self.validation[0].groups)
         ended = time.monotonic()
         record = EpochRecord(
             epoch=epoch,
@@ -237,12 +241,12 @@ class QuestionAnsweringTrainer(Trainer):
         )
         self.records.append(record)
         if best_record(self.records) is record:
-            self._save_best(epoch)
+            self._save_best(epoch, answered)
         return {}
 
-    def _measure(self) -> tuple[float | None, dict[str, float]]:
+    def _measure(self) -> tuple[float | None, Answered | None]:
         if self.validation is None:
-            return None, {}
+            return None, None
         validation, collator = self.validation
         forward = forward_pass(
             self.network,
@@ -253,14 +257,15 @@ class QuestionAnsweringTrainer(Trainer):
             autocast=self.autocast,
             check=self.check,
         )
-        scores = score_predictions(validation.corpus, forward.predictions)
-        return forward.loss, corpus_metrics(scores, validation.groups)
+        return forward.loss, Answered.of(validation.corpus, forward.predictions)
 
-    def _save_best(self, epoch: int) -> None:
+    def _save_best(self, epoch: int, answered: Answered | None) -> None:
         final = self.paths.checkpoint(epoch)
         # Left by a process that died after this epoch's checkpoint and before its resume state.
         shutil.rmtree(final, ignore_errors=True)
         with telling_of_a_full_disk(self.paths.folder), new_folder(final) as folder:
+            if answered is not None:
+                write_bytes(self.paths.answers(epoch), answered.to_bytes())
             self.network.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -296,6 +301,9 @@ class QuestionAnsweringTrainer(Trainer):
         for folder in [*self.paths.resume_states(), *self.paths.checkpoints()]:
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+        for file in self.paths.answers(0).parent.glob("*.npz"):
+            if best is None or file != self.paths.answers(best.epoch):
+                file.unlink(missing_ok=True)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the estimate walks all parameters at every step, and nobody reads it."""

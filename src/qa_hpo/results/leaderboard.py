@@ -1,5 +1,6 @@
 """The leaderboard: a study's trials, best first."""
 
+import statistics
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -7,7 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from qa_hpo.search.failures import is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.trials import BASELINE, CAUSE, epoch_records
+from qa_hpo.search.trials import (
+    BASELINE,
+    CAUSE,
+    configuration_number,
+    epoch_records,
+    finished_trials,
+)
 
 __all__ = ["Leaderboard", "Row", "leaderboard"]
 
@@ -36,6 +43,16 @@ class Row(_Result):
     threshold: float | None
     """The null margin above which the answer is none, in logits."""
     crossfit_f1: float | None
+    repeat_of: int | None = None
+    """The trial whose configuration this one runs with another seed."""
+    seeds: int = 1
+    """Finished runs of this configuration, this one included."""
+    seeds_f1: float | None = None
+    """Mean best_f1 of these runs, where there are several: what finalists are ranked by."""
+    seeds_f1_sd: float | None = None
+    """Standard deviation of their best_f1."""
+    best_f1_interval: tuple[float, float] | None = None
+    """95% interval of best_f1 for other articles of the kind, its threshold as it is."""
     val_loss: list[float | None]
     """Per epoch; null where it was not a finite number."""
     train_seconds: float | None
@@ -43,7 +60,7 @@ class Row(_Result):
 
 
 class Leaderboard(_Result):
-    """A study's finished trials: the highest ``best_f1`` first, failed ones last."""
+    """A study's finished trials: the winner first, failed ones last."""
 
     study: str
     winner: Row | None
@@ -64,12 +81,22 @@ def leaderboard(joined: JoinedStudy) -> Leaderboard:
     # None where the latest failed and is tried again: that says nothing yet.
     attempts = lineages(trials)
     latest = {number: own[-1] for number, own in attempts.items()}
+    competing = finished_trials(joined.optuna_study)
+    seeds: dict[int, list[float]] = {}
+    for trial in competing:
+        seeds.setdefault(configuration_number(trial), []).append(trial.user_attrs["best_f1"])
     rows = {
-        own[-1].number: _row(joined, own[-1])
+        own[-1].number: _row(joined, own[-1], seeds.get(configuration_number(own[-1]), []))
         for own in attempts.values()
         if own[-1].state.is_finished() and not is_retried(own)
     }
-    ranked = sorted(rows.values(), key=_rank)
+    place = {trial.number: place for place, trial in enumerate(competing)}
+
+    def rank(row: Row) -> tuple[bool, int, int]:
+        failed = row.state == TrialState.FAIL.name
+        return failed, place.get(row.number, len(place)), row.number
+
+    ranked = sorted(rows.values(), key=rank)
     baselines = [number for number, trial in latest.items() if BASELINE in trial.user_attrs]
     return Leaderboard(
         study=joined.file.study.name,
@@ -83,23 +110,23 @@ def _competes(row: Row) -> bool:
     return row.state != TrialState.FAIL.name and row.best_f1 is not None
 
 
-def _rank(row: Row) -> tuple[bool, bool, float, int]:
-    failed = row.state == TrialState.FAIL.name
-    best = row.best_f1 if row.best_f1 is not None else 0.0
-    return failed, row.best_f1 is None, -best, row.number
+# Of a row's fields, those that are no user attributes of the trial.
+_DERIVED = {"number", "state", "params", "val_loss", "seeds", "seeds_f1", "seeds_f1_sd"}
 
 
-def _row(joined: JoinedStudy, trial: FrozenTrial) -> Row:
-    attributes = {
-        key: trial.user_attrs.get(key)
-        for key in Row.model_fields.keys() - {"number", "state", "params", "val_loss"}
-    }
+def _row(joined: JoinedStudy, trial: FrozenTrial, seeds: list[float]) -> Row:
+    """Return a trial's row; ``seeds`` are the best_f1 of all runs of its configuration."""
+    attributes = {key: trial.user_attrs.get(key) for key in Row.model_fields.keys() - _DERIVED}
     if trial.state is TrialState.FAIL:
         attributes["stop_reason"] = trial.user_attrs.get(CAUSE)
+    several = len(seeds) > 1
     return Row(
         number=trial.number,
         state=trial.state.name,
         params=joined.space.parameters_of(trial.params).model_dump(),
         val_loss=[record.get("val_loss") for record in epoch_records(trial)],
+        seeds=max(1, len(seeds)),
+        seeds_f1=statistics.fmean(seeds) if several else None,
+        seeds_f1_sd=statistics.stdev(seeds) if several else None,
         **attributes,
     )

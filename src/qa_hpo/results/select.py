@@ -14,6 +14,7 @@ from qa_hpo.results.export import Exported
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.keeping import leading_trials
 from qa_hpo.search.trials import (
     CPU_THREADS,
     STOP_REASON,
@@ -69,7 +70,7 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
     records = [EpochRecord.from_dict(record) for record in epoch_records(trial)]
     best = next(record for record in records if record.epoch == trial.user_attrs["best_epoch"])
     artifacts = joined.file.artifacts
-    leading = [candidate.number for candidate in ranked[: artifacts.keep]]
+    leading = leading_trials(joined, joined.optuna_study.get_trials(deepcopy=False))
     what = kept(trial)
     if what is None or trial.number not in leading:
         raise InputError(

@@ -7,6 +7,7 @@ knows the store offers the checkpoints of the leading trials.
 
 import contextlib
 import errno
+import io
 import json
 import tarfile
 import tempfile
@@ -45,12 +46,18 @@ def owner(key: str) -> int:
     return int(key.split("-")[1])
 
 
-def metadata(key: str, filename: str) -> tuple[str, str]:
-    """Return the system attribute, name and value, by which Optuna knows the artifact ``key``."""
+def metadata(key: str, filename: str, mimetype: str = "application/x-tar") -> tuple[str, str]:
+    """Return the system attribute, name and value, by which Optuna knows the artifact ``key``.
+
+    Args:
+        key: Its key.
+        filename: What a download of it is called.
+        mimetype: What it is.
+    """
     meta = {
         "artifact_id": key,
         "filename": filename,
-        "mimetype": "application/x-tar",
+        "mimetype": mimetype,
         "encoding": None,
     }
     return f"artifacts:{key}", json.dumps(meta)
@@ -134,7 +141,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """Keeps folders, each as one tar file.
+    """Keeps folders, each as one tar file, and files that are small.
 
     Attributes:
         place: The folder or URL, for people.
@@ -174,6 +181,29 @@ class CheckpointStore:
             tarfile.open(fileobj=reader, mode="r|", bufsize=_BUFFER_BYTES) as tar,
         ):
             tar.extractall(new, filter="data")
+
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Keep ``content`` as ``key``, whole or not at all.
+
+        Raises:
+            DiskFullError: There is no space left.
+            ArtifactError: The store refuses.
+        """
+        with _explaining(self.place):
+            self.artifacts.write(key, io.BytesIO(content))
+
+    def get_bytes(self, key: str) -> bytes:
+        """Return the bytes kept as ``key``.
+
+        Raises:
+            LostArtifactError: They are not there.
+            ArtifactError: The store refuses.
+        """
+        with (
+            _explaining(self.place, "a file"),
+            contextlib.closing(self.artifacts.open_reader(key)) as reader,
+        ):
+            return reader.read()
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove what is kept as ``keys``; what is not there is no mistake.
@@ -232,14 +262,14 @@ def open_store(place: str) -> CheckpointStore:
 
 
 @contextlib.contextmanager
-def _explaining(place: str) -> Iterator[None]:
+def _explaining(place: str, what: str = "a checkpoint") -> Iterator[None]:
     """Tell of what a store or a disk refuses in one line."""
     try:
         yield
     except ArtifactNotFound:
-        raise LostArtifactError(f"{place}: a checkpoint that should be there is not") from None
+        raise LostArtifactError(f"{place}: {what} that should be there is not") from None
     except tarfile.TarError as error:
-        raise LostArtifactError(f"{place}: a checkpoint is damaged: {error}") from None
+        raise LostArtifactError(f"{place}: {what} is damaged: {error}") from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError(f"{place}: no space left on the device") from None

@@ -31,6 +31,7 @@ from qa_hpo.search.trials import (
     EPOCHS,
     EPOCHS_RESERVED,
     KEPT,
+    REPEAT_OF,
     WORKER,
     LostTrialError,
     epoch_records,
@@ -46,7 +47,7 @@ _CLAIM = "qa_hpo:claim"
 # System attribute: the same mark, once the trial has been handed out completely.
 _HANDED_OUT = "qa_hpo:handed_out"
 # What a retry has of the trial before it.
-_INHERITED_USER_ATTRS = (BASELINE, EPOCHS)
+_INHERITED_USER_ATTRS = (BASELINE, EPOCHS, REPEAT_OF)
 _INHERITED_SYSTEM_ATTRS = (KEPT, "fixed_params")
 
 
@@ -104,7 +105,11 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
         trials = _set_right(joined, mark)
         budget = parse_study(attributes[STUDY_FILE], f"study {name!r}").budget
         step = next_step(
-            joined.optuna_study, budget, forgiven=attributes.get(FORGIVEN, 0), trials=trials
+            joined.optuna_study,
+            budget,
+            evaluation=joined.file.evaluation,
+            forgiven=attributes.get(FORGIVEN, 0),
+            trials=trials,
         )
         if step.step is not BudgetStep.ASK:
             return step
@@ -267,7 +272,7 @@ def _hand_out(
 ) -> Asked:
     trial = _popped(joined, trials, mark)
     if trial is None:
-        new = create_trial(state=TrialState.WAITING, system_attrs={_CLAIM: mark})
+        new = _new_trial(trials, step.repeat, mark)
         new.state, new.datetime_start = TrialState.RUNNING, datetime.now()
         trial = joined.storage.rdb.create_trial(joined.key, new)
     key = trial_id(trial)
@@ -304,6 +309,21 @@ def _hand_out(
     trial.system_attrs |= system_attrs
     lineage = lineage_number(trial)
     return Asked(trial, parameters, lineage, run_seed(joined.file.study.seed, lineage), reserved)
+
+
+def _new_trial(trials: list[FrozenTrial], repeat: int | None, mark: str) -> FrozenTrial:
+    """Return a trial without parameters, or with those of the trial that it repeats."""
+    claim = {_CLAIM: mark}
+    if repeat is None:
+        return create_trial(state=TrialState.WAITING, system_attrs=claim)
+    (original,) = (trial for trial in trials if trial.number == repeat)
+    return create_trial(
+        state=TrialState.WAITING,
+        params=original.params,
+        distributions=original.distributions,
+        user_attrs={REPEAT_OF: lineage_number(original)},
+        system_attrs={**claim, **_only(original.system_attrs, ("fixed_params",))},
+    )
 
 
 def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> FrozenTrial | None:

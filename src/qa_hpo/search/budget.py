@@ -5,15 +5,16 @@ spend is counted before they have spent it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from qa_hpo.config import Budget
+from qa_hpo.config import Budget, StudyEvaluation
 from qa_hpo.search.failures import awaiting_retry
+from qa_hpo.search.finalists import plan
 from qa_hpo.search.trials import EPOCHS_RESERVED, epoch_records, lineage_number
 
 __all__ = [
@@ -82,6 +83,7 @@ class NextStep:
         epochs_left: Epochs that are neither on record nor reserved; None without such a budget.
         cause: Why the study ends or waits, in one line; empty for ASK.
         failing: Whether the study ends because its trials fail.
+        repeat: The number of the trial whose configuration is to be run with another seed.
     """
 
     step: BudgetStep
@@ -89,6 +91,7 @@ class NextStep:
     epochs_left: int | None = None
     cause: str = ""
     failing: bool = False
+    repeat: int | None = None
 
 
 def spent(
@@ -133,6 +136,7 @@ def next_step(
     study: optuna.Study,
     budget: Budget,
     *,
+    evaluation: StudyEvaluation | None = None,
     forgiven: int = 0,
     now: datetime | None = None,
     trials: Sequence[FrozenTrial] | None = None,
@@ -148,10 +152,13 @@ def next_step(
     Args:
         study: The study.
         budget: What it may spend.
+        evaluation: How many finalists there are, with how many seeds each; none if left out.
         forgiven: Failed trials that do not count, because the study was continued after them.
         now: The time, by this host's clock.
         trials: The study's trials, if they are at hand.
     """
+    if trials is None:
+        trials = study.get_trials(deepcopy=False)
     so_far = spent(study, now=now, trials=trials)
     left = None
     if budget.epochs is not None:
@@ -168,7 +175,27 @@ def next_step(
         return NextStep(BudgetStep.SPENT, so_far, left, cause)
     if cause := _why_wait(so_far, budget, left):
         return NextStep(BudgetStep.WAIT, so_far, left, cause)
-    return NextStep(BudgetStep.ASK, so_far, left)
+    asking = NextStep(BudgetStep.ASK, so_far, left)
+    if evaluation is None or evaluation.seeds == 1 or budget.trials is None or so_far.waiting:
+        return asking
+    return _with_finals(asking, trials, budget.trials, evaluation)
+
+
+def _with_finals(
+    asking: NextStep, trials: Sequence[FrozenTrial], budget: int, evaluation: StudyEvaluation
+) -> NextStep:
+    """Return whether the next trial is a finalist's; see :func:`finalists.plan`."""
+    seeds, finalists = evaluation.seeds, evaluation.finalists
+    planned = plan(trials, budget, seeds=seeds, finalists=finalists)
+    if planned.search or planned.repeat is not None:
+        return replace(asking, repeat=planned.repeat)
+    if planned.wait:
+        return replace(
+            asking, step=BudgetStep.WAIT, cause="trials are running that decide the finals"
+        )
+    return replace(
+        asking, step=BudgetStep.SPENT, cause="the finalists have run with all their seeds"
+    )
 
 
 def _why_spent(so_far: Spent, budget: Budget, left: int | None) -> str:

@@ -24,13 +24,16 @@ from qa_hpo.search.trials import (
     DEVICE_BATCH,
     DOING,
     PEAK_MEMORY,
+    REPEAT_OF,
     LostTrialError,
+    configuration_number,
     epoch_records,
     finish,
     record_epoch,
     trial_id,
     with_reports,
 )
+from qa_hpo.squad.answered import Answered
 
 __all__ = ["Objective"]
 
@@ -43,6 +46,11 @@ def _never() -> None:
     """Let a run go on."""
 
 
+def _no_more(answered: Answered) -> dict[str, Any]:
+    """Tell no more of a trial than its metrics."""
+    return {}
+
+
 class Objective:
     """Runs trials of a study, one after the other.
 
@@ -50,6 +58,8 @@ class Objective:
         joined: The study.
         inputs: Data and tokenizers, kept from trial to trial.
         runtime: How this worker uses the hardware.
+        judge: Given what a trial's best checkpoint answered, returns user attributes that tell
+            what it is worth.
         check: Called before each training step and each evaluation batch; what it raises ends the
             trial's run, whose resume state stays.
         whole: Gives a context for what should not be interrupted half-way, such as telling of an
@@ -62,12 +72,14 @@ class Objective:
         inputs: Inputs,
         runtime: Runtime,
         *,
+        judge: Callable[[Answered], dict[str, Any]] = _no_more,
         check: Callable[[], None] = _never,
         whole: _Whole = contextlib.nullcontext,
     ) -> None:
         self.joined = joined
         self.inputs = inputs
         self.runtime = runtime
+        self.judge = judge
         self.check = check
         self.whole = whole
         file = joined.file
@@ -156,11 +168,14 @@ class Objective:
             return None
         if diverged(losses[-1], file.data.max_length):
             return "diverged"
-        if not is_control(file.study.seed, asked.lineage, file.pruning.control_fraction):
+        configuration = configuration_number(asked.trial)
+        if not is_control(file.study.seed, configuration, file.pruning.control_fraction):
             if self.overfitting.overfits(losses):
                 return "overfitting"
             reported = {record.epoch: record.val_loss for record in records}
-            if study.pruner.prune(study, with_reports(asked.trial, reported)):
+            # A finalist is there to be compared, and has shown that there is hope.
+            repeats = REPEAT_OF in asked.trial.user_attrs
+            if not repeats and study.pruner.prune(study, with_reports(asked.trial, reported)):
                 return "hopeless"
         out_of_epochs = epoch >= asked.epochs_reserved
         if out_of_epochs or time_is_up(study, file.budget):
@@ -169,6 +184,9 @@ class Objective:
 
     def _finish(self, asked: Asked, teller: "_EpochTeller", stop_reason: str | None) -> None:
         best = best_record(teller.records)
+        answered = teller.keeper.answers()
+        corpus = self.inputs.validation_corpus(self.joined.file.data)
+        teller.keeper.keep_tables(teller.records, answered, corpus)
         attributes: dict[str, Any] = {
             "train_seconds": sum(record.seconds for record in teller.records)
         }
@@ -188,6 +206,8 @@ class Objective:
                 "threshold": best.metrics["best_f1_thresh"],
                 "crossfit_f1": best.metrics.get("crossfit_f1"),
             }
+        if answered is not None:
+            attributes |= self.judge(answered)
         finish(
             self.joined,
             asked.trial,

@@ -10,23 +10,20 @@ import contextlib
 import copy
 import functools
 import gc
-import json
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -35,9 +32,9 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
 
 from qa_hpo.errors import OutageError
+from qa_hpo.search.statements import insert_params, is_as, set_state, upsert
 
 __all__ = ["PATIENCE_S", "NotOursError", "RetryingRDBStorage", "first_line", "is_outage"]
 
@@ -243,16 +240,16 @@ class RetryingRDBStorage(RDBStorage):
             with _create_scoped_session(self.scoped_session) as session:
                 trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
                 self.check_trial_is_updatable(trial_id, cast("TrialState", trial.state))
-                if expected is not None and not _is_as(trial, session, *expected):
+                if expected is not None and not is_as(trial, session, *expected):
                     raise NotOursError(f"trial {trial.number} is not as it was seen")
                 if params:
-                    session.execute(_insert_params(trial_id, params))
+                    session.execute(insert_params(trial_id, params))
                 for model, attributes in (
                     (models.TrialUserAttributeModel, user_attrs),
                     (models.TrialSystemAttributeModel, system_attrs),
                 ):
                     if attributes:
-                        session.execute(_upsert(self.engine.name, model, trial_id, attributes))
+                        session.execute(upsert(self.engine.name, model, trial_id, attributes))
                 for step, report in (reports or {}).items():
                     self._set_trial_intermediate_value_without_commit(
                         session, trial_id, step, report
@@ -260,7 +257,7 @@ class RetryingRDBStorage(RDBStorage):
                 for objective, value in enumerate(values or ()):
                     self._set_trial_value_without_commit(session, trial, objective, value)
                 if state is not None:
-                    _set_state(trial, state)
+                    set_state(trial, state)
 
         if state is None or not state.is_finished():
             self.through_outages(write)
@@ -283,6 +280,31 @@ class RetryingRDBStorage(RDBStorage):
                 session.execute(statement)
 
         self.through_outages(remove)
+
+    def write_study(
+        self, study_id: int, system_attrs: Mapping[str, Any], *, prefixes: Sequence[str]
+    ) -> None:
+        """Write system attributes of a study in one transaction.
+
+        Args:
+            study_id: The study's key.
+            system_attrs: The attributes.
+            prefixes: Others whose names begin with one of these are removed.
+        """
+        model = models.StudySystemAttributeModel
+        beginnings = (model.key.startswith(prefix, autoescape=True) for prefix in prefixes)
+        stale = sqlalchemy.delete(model).where(
+            model.study_id == study_id,
+            sqlalchemy.or_(*beginnings),
+            model.key.not_in(list(system_attrs)),
+        )
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                session.execute(upsert(self.engine.name, model, study_id, system_attrs))
+                session.execute(stale)
+
+        self.through_outages(write)
 
     def dead_trials(self, study_id: int) -> list[int]:
         """Return the running trials whose workers are dead, as far as this worker can tell.
@@ -347,61 +369,6 @@ class RetryingRDBStorage(RDBStorage):
                 raise
 
         return self.through_outages(attempt)
-
-
-def _insert_params(
-    trial_id: int, params: Mapping[str, tuple[Any, BaseDistribution]]
-) -> sqlalchemy.Insert:
-    """Return one statement that gives a trial its ``params``."""
-    rows = [
-        {
-            "trial_id": trial_id,
-            "param_name": name,
-            "param_value": distribution.to_internal_repr(param),
-            "distribution_json": distribution_to_json(distribution),
-        }
-        for name, (param, distribution) in params.items()
-    ]
-    return sqlalchemy.insert(models.TrialParamModel).values(rows)
-
-
-def _upsert(
-    dialect: str,
-    model: type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel],
-    trial_id: int,
-    attributes: Mapping[str, Any],
-) -> sqlalchemy.Insert:
-    """Return one statement that sets all of a trial's ``attributes``."""
-    rows = [
-        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-        for key, value in attributes.items()
-    ]
-    insert = (postgresql if dialect == "postgresql" else sqlite).insert(model).values(rows)
-    upsert: sqlalchemy.Insert = insert.on_conflict_do_update(
-        index_elements=[model.trial_id, model.key],
-        set_={"value_json": insert.excluded.value_json},
-    )
-    return upsert
-
-
-def _set_state(trial: models.TrialModel, state: TrialState) -> None:
-    """Set a trial's state and the time of it, as Optuna does."""
-    trial.state = state
-    if state is TrialState.RUNNING:
-        trial.datetime_start = datetime.now()
-    if state.is_finished():
-        trial.datetime_complete = datetime.now()
-
-
-def _is_as(
-    trial: models.TrialModel, session: Session, state: TrialState, attrs: Mapping[str, Any]
-) -> bool:
-    model = models.TrialSystemAttributeModel
-    rows = {key: model.find_by_trial_and_key(trial, key, session) for key in attrs}
-    stored = {
-        key: None if row is None else json.loads(str(row.value_json)) for key, row in rows.items()
-    }
-    return cast("TrialState", trial.state) is state and stored == dict(attrs)
 
 
 @contextlib.contextmanager

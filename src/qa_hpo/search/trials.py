@@ -32,10 +32,12 @@ __all__ = [
     "ERROR",
     "KEPT",
     "PEAK_MEMORY",
+    "REPEAT_OF",
     "STOP_REASON",
     "WORKER",
     "Kept",
     "LostTrialError",
+    "configuration_number",
     "epoch_records",
     "fail",
     "finish",
@@ -57,6 +59,8 @@ WORKER = "worker"
 """User attribute: who ran the trial."""
 BASELINE = "baseline"
 """User attribute: the name of the ``[[baseline]]`` entry that the trial runs."""
+REPEAT_OF = "repeat_of"
+"""User attribute: the number of the trial whose configuration this one runs with another seed."""
 CPU_THREADS = "cpu_threads"
 """User attribute: threads that the run computed with, on a CPU; its sums depend on them."""
 CAUSE = "cause"
@@ -82,16 +86,19 @@ class Kept:
         resume: What it takes to go on after them; None after the last one.
         checkpoint: The weights of the best of them.
         checkpoint_epoch: Which one that is.
+        answers: What it answered, a ``squad.answered.Answered``; None of trials of versions that
+            did not keep it.
     """
 
     epoch: int
     resume: str | None
     checkpoint: str
     checkpoint_epoch: int
+    answers: str | None = None
 
     def keys(self) -> set[str]:
         """Return the keys of all that is kept."""
-        return {key for key in (self.resume, self.checkpoint) if key is not None}
+        return {key for key in (self.resume, self.checkpoint, self.answers) if key is not None}
 
 
 class LostTrialError(WorkError):
@@ -112,6 +119,14 @@ def lineage_number(trial: FrozenTrial) -> int:
     return int(trial.system_attrs.get("failed_trial", trial.number))
 
 
+def configuration_number(trial: FrozenTrial) -> int:
+    """Return the number of the trial whose configuration ``trial`` runs with another seed.
+
+    Or that of the trial that it is a retry of, or its own.
+    """
+    return int(trial.user_attrs.get(REPEAT_OF, lineage_number(trial)))
+
+
 def epoch_records(trial: FrozenTrial) -> list[dict[str, Any]]:
     """Return the epoch records of ``trial``, first epoch first."""
     return sorted(trial.user_attrs.get(EPOCHS, []), key=lambda record: int(record["epoch"]))
@@ -124,7 +139,11 @@ def kept(trial: FrozenTrial) -> Kept | None:
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that compete, complete and pruned, the highest ``best_f1`` first."""
+    """Return the trials that compete, complete and pruned, the winner first.
+
+    The highest ``best_f1`` comes first. Configurations that were run with several seeds come
+    before all others, by the mean of theirs: one run's luck is no reason to prefer it.
+    """
     competing = [
         trial
         for trial in study.get_trials(
@@ -132,7 +151,18 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
         )
         if trial.user_attrs.get("best_f1") is not None
     ]
-    return sorted(competing, key=lambda trial: (-trial.user_attrs["best_f1"], trial.number))
+    own = {trial.number: configuration_number(trial) for trial in competing}
+    scores: dict[int, list[float]] = {}
+    for trial in competing:
+        scores.setdefault(own[trial.number], []).append(trial.user_attrs["best_f1"])
+
+    def rank(trial: FrozenTrial) -> tuple[bool, float, int, float, int]:
+        configuration = own[trial.number]
+        seeds = scores[configuration]
+        once, mean = len(seeds) == 1, math.fsum(seeds) / len(seeds)
+        return once, -mean, configuration, -trial.user_attrs["best_f1"], trial.number
+
+    return sorted(competing, key=rank)
 
 
 def record_epoch(

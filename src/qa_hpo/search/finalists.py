@@ -1,0 +1,76 @@
+"""The best configurations, trained again with other seeds before the winner is named.
+
+One run says little of a configuration: fine-tuning varies by the seed of the head and of the data's
+order (Dodge et al. 2020, "Fine-Tuning Pretrained Language Models"). With ``evaluation.seeds = k``
+the best ``evaluation.finalists`` configurations are run k times, and the highest mean wins. Their
+runs are trials of the budget like any other; the search ends where only they have room.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+
+from qa_hpo.search.failures import is_retried, lineages
+from qa_hpo.search.trials import REPEAT_OF
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a free place of the budget is for.
+
+    Attributes:
+        search: Whether another configuration may be tried.
+        repeat: Else, the number of the trial whose configuration is to be run with another seed.
+        wait: Else, whether trials are running that decide it; if not, all is done.
+    """
+
+    search: bool
+    repeat: int | None = None
+    wait: bool = False
+
+
+def plan(trials: Sequence[FrozenTrial], budget: int, *, seeds: int, finalists: int) -> Plan:
+    """Return what the next trial is for. Ask under the study's lock, with nothing in the queue.
+
+    The search goes on while, whatever its running trials come to, the finalists' other seeds will
+    fit into the budget. So it ends early enough, and goes on where the budget is raised later.
+
+    Args:
+        trials: All trials.
+        budget: As many finish.
+        seeds: Runs of each finalist, at least 2.
+        finalists: Configurations.
+    """
+    latest = {number: own[-1] for number, own in lineages(trials).items() if not _given_up(own)}
+    searched = {n: trial for n, trial in latest.items() if REPEAT_OF not in trial.user_attrs}
+    scores = {
+        number: trial.user_attrs["best_f1"]
+        for number, trial in searched.items()
+        if _has_finished(trial) and trial.user_attrs.get("best_f1") is not None
+    }
+    underway = sum(not _has_finished(trial) for trial in searched.values())
+    best = sorted(scores, key=lambda number: (-scores[number], number))[:finalists]
+    # Those that failed for good too: they are not tried for ever.
+    repeats = Counter(own[-1].user_attrs.get(REPEAT_OF) for own in lineages(trials).values())
+    missing = [number for number in best for _ in range(seeds - 1 - repeats[number])]
+    # Each trial that runs, and the next one, may take a finalist's place.
+    needed = min(finalists * (seeds - 1), len(missing) + (underway + 1) * (seeds - 1))
+    if len(latest) + 1 + needed <= budget:
+        return Plan(search=True)
+    if underway:
+        return Plan(search=False, wait=True)
+    if missing and len(latest) < budget:
+        return Plan(search=False, repeat=searched[missing[0]].number)
+    return Plan(search=False, wait=any(not _has_finished(trial) for trial in latest.values()))
+
+
+def _has_finished(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def _given_up(attempts: list[FrozenTrial]) -> bool:
+    return attempts[-1].state is TrialState.FAIL and not is_retried(attempts)
