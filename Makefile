@@ -24,6 +24,7 @@ study: $(VENV)/.runtime
 
 ## test: lint, types, import directions and every test
 test: $(VENV)/.dev lint
+	@sh scripts/chromium.sh
 	@$(BIN)/python scripts/real_data_note.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 

@@ -28,12 +28,7 @@ from qa_hpo.arguments import (
     WorkersOption,
     WorkersPerDeviceOption,
 )
-from qa_hpo.config import (
-    DEFAULT_STORAGE,
-    Budget,
-    load_study_file,
-    storage_url,
-)
+from qa_hpo.config import DEFAULT_STORAGE, load_study_file, storage_url
 from qa_hpo.errors import InputError, QaHpoError, WorkError
 
 __all__ = ["app", "main"]
@@ -197,21 +192,19 @@ def run(
     [bold]Example:[/] qa-hpo run study.toml --launcher slurm --workers 8 --slurm partition=gpu
     """
     from qa_hpo.printing import print_leaderboard, print_line
+    from qa_hpo.results.certainty import compare_with_baseline
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
     from qa_hpo.running import create_or_continue, run_workers
     from qa_hpo.workers.options import launch_options
 
     options = launch_options(launcher, workers, workers_per_device, slurm or ())
-    file = load_study_file(study)
-    if trials is not None:
-        budget = Budget(**{**file.budget.model_dump(), "trials": trials})
-        file = file.model_copy(update={"budget": budget})
+    file = load_study_file(study).with_trials(trials)
     joined = create_or_continue(file, storage_url(file.study, storage))
     try:
         complete = run_workers(joined, options)
         board = read_leaderboard(joined)
         print_line("")
-        print_leaderboard(board, joined.file)
+        print_leaderboard(board, joined.file, compare_with_baseline(joined, board))
         if not complete or board.winner is None:
             raise WorkError(f"study {file.study.name!r} did not come to its end; see above")
         print_line(f"Take the winner home: qa-hpo export {study} OUT")
@@ -286,6 +279,7 @@ def leaderboard(
     [bold]Example:[/] qa-hpo leaderboard studies/demo.toml --json
     """
     from qa_hpo.printing import print_leaderboard
+    from qa_hpo.results.certainty import compare_with_baseline
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
     from qa_hpo.running import open_study
 
@@ -294,7 +288,89 @@ def leaderboard(
         if as_json:
             typer.echo(board.to_json())
         else:
-            print_leaderboard(board, joined.file)
+            print_leaderboard(board, joined.file, compare_with_baseline(joined, board))
+
+
+@app.command()
+def compare(
+    study: StudyArgument,
+    first: Annotated[int, typer.Argument(metavar="A", help="A finished trial's number.")],
+    second: Annotated[int, typer.Argument(metavar="B", help="Another one's.")],
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether one trial is really better than another, on the validation questions.
+
+    The interval is of a paired bootstrap by article: what makes a question hard is the same for
+    both trials.
+
+    [bold]Example:[/] qa-hpo compare studies/demo.toml 7 0
+    """
+    from qa_hpo.printing import print_comparison
+    from qa_hpo.results.certainty import compare as compared
+    from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
+    from qa_hpo.running import open_study
+
+    with open_study(study, storage) as joined:
+        found = compared(joined, read_leaderboard(joined), first, second)
+        if as_json:
+            typer.echo(json.dumps(found.as_dict(), indent=2))
+        else:
+            print_comparison(found)
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; report.html or report.md if left out.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="html|md", help="Else what the file's name says."),
+    ] = None,
+    storage: StorageOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write one page that tells what a study found: for a browser without network, or Markdown.
+
+    [bold]Example:[/] qa-hpo report studies/demo.toml --out storage/demo-report.html
+    """
+    from qa_hpo.results.report import check_place, study_report, write_report
+    from qa_hpo.running import open_study
+
+    out = out or Path(f"report.{form or 'html'}")
+    form = check_place(out, form, force=force)
+    with open_study(study, storage) as joined:
+        write_report(study_report(joined), out, form=form, force=force)
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, in one file that needs no network")
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on; it has no login.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 for any that is free.")
+    ] = 8080,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Let pages change and delete studies.")
+    ] = False,
+) -> None:
+    """Show a study and its checkpoints in the browser, until Ctrl-C, with Optuna's dashboard.
+
+    It shows all studies of the database. Without --writable it changes nothing.
+
+    [bold]Example:[/] qa-hpo dashboard studies/demo.toml --port 8081
+    """
+    from qa_hpo.results.dashboard import serve
+    from qa_hpo.running import open_study
+
+    with open_study(study, storage) as joined:
+        serve(joined, host, port, writable=writable, tell=typer.echo)
 
 
 @app.command()

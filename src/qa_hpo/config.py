@@ -6,6 +6,7 @@ Paths, like SQLite storage URLs, are relative to the folder in which ``qa-hpo`` 
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -118,6 +119,31 @@ class StudyFile(_Job):
     budget: Budget
     artifacts: Artifacts = Artifacts()
     baseline: tuple[dict[str, Scalar], ...] = ()
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read and validate a study file.
+
+        Raises:
+            StudyFileError: One line for each mistake, with the key's path.
+        """
+        return _validated(cls, _read(Path(path)), Path(path))
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any]) -> Self:
+        """Validate a study given as its file's sections: ``{"study": {"name": …}, …}``.
+
+        Raises:
+            StudyFileError: One line for each mistake, with the key's path.
+        """
+        return _validated(cls, dict(sections), Path("study"))
+
+    def with_trials(self, trials: int | None) -> Self:
+        """Return the study with another budget of trials; the same if None."""
+        if trials is None:
+            return self
+        budget = Budget(**{**self.budget.model_dump(), "trials": trials})
+        return self.model_copy(update={"budget": budget})
 
     @field_validator("search")
     @classmethod
@@ -247,7 +273,7 @@ def load_study_file(path: Path) -> StudyFile:
     Raises:
         StudyFileError: One line for each mistake, with the key's path.
     """
-    return _validated(StudyFile, _read(path), path)
+    return StudyFile.from_toml(path)
 
 
 def load_run_config(path: Path) -> RunConfig:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.config import StudyFile
 from qa_hpo.errors import MissingStudyError, OutageError, StorageError
+from qa_hpo.results.certainty import Compared
 from qa_hpo.results.leaderboard import Leaderboard, Row
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
 from qa_hpo.search.asking import release_trials
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from qa_hpo.squad.corpus import Corpus
 
 __all__ = [
+    "print_comparison",
     "print_epoch",
     "print_leaderboard",
     "print_line",
@@ -43,7 +45,7 @@ __all__ = [
 
 _POLL_SECONDS = 1.0
 # Without a terminal there is no width to keep to, and a table that is cut is of no use in a log.
-_PLAIN_WIDTH = 160
+_PLAIN_WIDTH = 200
 
 # What a leaderboard calls the parameters, in the order of its columns.
 _SHOWN = {
@@ -81,9 +83,11 @@ def print_epoch(record: "EpochRecord") -> None:
     )
 
 
-def print_preflight(train: "Corpus", validation: "Corpus", starts: Mapping[str, str]) -> None:
+def print_preflight(corpora: "Mapping[str, Corpus | None]", starts: Mapping[str, str]) -> None:
     """Print which data and starts a study has, and what was left out of the data."""
-    for name, corpus in (("train", train), ("validation", validation)):
+    for name, corpus in corpora.items():
+        if corpus is None:
+            continue
         unanswerable = sum(not answers for answers in corpus.answers)
         line = f"{name}: {len(corpus):,} questions, {unanswerable:,} of them unanswerable"
         print_line(f"{line} ({corpus.source})")
@@ -113,36 +117,68 @@ def print_status(now: Snapshot) -> None:
         console.print(render(now))
 
 
-def print_leaderboard(board: Leaderboard, file: StudyFile) -> None:
+def print_leaderboard(
+    board: Leaderboard, file: StudyFile, against_baseline: Compared | None = None
+) -> None:
     """Print a study's trials, best first, and the best against the baseline.
 
     Args:
         board: The leaderboard.
         file: The study, which tells what is searched: only that has columns.
+        against_baseline: The winner and the baseline, if they can be compared.
     """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title=None)
     searched = [name for name in _SHOWN if name in file.search]
-    numbers = ["best F1", "cross-fit", "F1 at 0", "threshold"]
+    numbers = ["best F1", "95% interval", "cross-fit", "F1 at 0", "threshold"]
+    several = any(row.seeds_f1 is not None for row in board.trials)
+    if several:
+        numbers.insert(0, "mean of seeds")
     for heading in ("trial", "ended", *(_SHOWN[name] for name in searched), "epoch", *numbers):
         left = heading in {"ended", "start", "scheduler"}
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     table.add_column("validation loss per epoch", no_wrap=True)
     for row in board.trials:
-        table.add_row(*_cells(row, searched), style="bold" if row == board.winner else None)
+        table.add_row(
+            *_cells(row, searched, several=several), style="bold" if row == board.winner else None
+        )
     _console().print(table)
     if board.winner is not None:
-        print_line(_verdict(board.winner, board.baseline))
+        print_line(_verdict(board.winner, board.baseline, against_baseline))
 
 
-def _cells(row: Row, searched: list[str]) -> list[str]:
+def print_comparison(found: Compared) -> None:
+    """Print whether one trial is better than another."""
+    first, second, difference = found.first, found.second, found.difference
+    print_line(f"trial {first.number}: best F1 {first.best_f1:.2f} ({_configuration(first)})")
+    print_line(f"trial {second.number}: best F1 {second.best_f1:.2f} ({_configuration(second)})")
+    print_line(
+        f"difference {difference.mean:+.2f}, 95% interval {difference.low:+.2f} to "
+        f"{difference.high:+.2f}; trial {first.number} is better with probability "
+        f"{difference.p_better:.3f}"
+    )
+
+
+def _configuration(row: Row) -> str:
+    return ", ".join(
+        f"{_SHOWN[name]} {_value(row.params[name])}"
+        for name in ("start", "learning_rate", "weight_decay", "doc_stride", "batch_size")
+    )
+
+
+def _cells(row: Row, searched: list[str], *, several: bool) -> list[str]:
     ended = row.state.lower() + (f", {row.stop_reason}" if row.stop_reason else "")
     params = [_value(row.params[name]) for name in searched]
     epochs = row.params["epochs"]
     best = f"{row.best_epoch} of {epochs}" if row.best_epoch else f"- of {epochs}"
-    scores = [
+    best_f1, *others = (
         "" if value is None else f"{value:.2f}"
         for value in (row.best_f1, row.crossfit_f1, row.f1, row.threshold)
-    ]
+    )
+    low_high = row.best_f1_interval
+    interval = "" if low_high is None else f"{low_high[0]:.1f} - {low_high[1]:.1f}"
+    scores = [best_f1, interval, *others]
+    if several:
+        scores.insert(0, "" if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})")
     losses = " ".join("nan" if loss is None else f"{loss:.3f}" for loss in row.val_loss)
     return [str(row.number), ended, *params, best, *scores, losses]
 
@@ -153,7 +189,7 @@ def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def _verdict(winner: Row, baseline: Row | None) -> str:
+def _verdict(winner: Row, baseline: Row | None, against: Compared | None) -> str:
     ended = f"pruned, {winner.stop_reason}" if winner.stop_reason else "complete"
     line = (
         f"Winner: trial {winner.number} ({ended}), start {winner.params['start']}, best F1 "
@@ -165,9 +201,12 @@ def _verdict(winner: Row, baseline: Row | None) -> str:
     if baseline.number == winner.number:
         return f"{line}. It is the baseline."
     gain = winner.best_f1 - baseline.best_f1
-    return (
-        f"{line}; the baseline (trial {baseline.number}) has {baseline.best_f1:.2f}: {gain:+.2f}."
-    )
+    line += f"; the baseline (trial {baseline.number}) has {baseline.best_f1:.2f}: {gain:+.2f}"
+    if against is None:
+        return f"{line}."
+    low, high = against.difference.low, against.difference.high
+    sure = "" if low > 0 or high < 0 else ": which of them is better is not certain"
+    return f"{line}, 95% interval {low:+.2f} to {high:+.2f}{sure}."
 
 
 def watch(joined: JoinedStudy, launcher: Launcher) -> None:
@@ -309,7 +348,8 @@ class _Teller:
             self._epochs(now)
         study = self.joined.optuna_study
         forgiven = study.user_attrs.get(FORGIVEN, 0)
-        step = next_step(study, self.joined.file.budget, forgiven=forgiven)
+        file = self.joined.file
+        step = next_step(study, file.budget, evaluation=file.evaluation, forgiven=forgiven)
         # When hours are spent, or trials fail, others may still be at their last epoch.
         self.over = step.step is BudgetStep.SPENT and not step.spent.running
         return now

@@ -57,7 +57,8 @@ def look(file: StudyFile) -> dict[str, str]:
 
     inputs = Inputs(CachePaths())
     found = preflight(file, inputs)
-    print_preflight(found.train, found.validation, found.starts)
+    corpora = {"train": found.train, "validation": found.validation, "test": found.test}
+    print_preflight(corpora, found.starts)
     return fingerprints(file, inputs)
 
 
@@ -197,21 +198,23 @@ def train_once(path: Path, out: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def open_study(study: str, storage: str | None) -> Iterator[JoinedStudy]:
+def open_study(study: StudyFile | str | Path, storage: str | None) -> Iterator[JoinedStudy]:
     """Open a study that exists, by its study file or by its name.
 
     Args:
-        study: A study file's path, or a study's name.
+        study: A study file, its path, or a study's name.
         storage: The storage's URL, if it is given.
 
     Raises:
         InputError: There is no such file or study.
     """
-    if study.endswith(".toml") or Path(study).is_file():
-        file = load_study_file(Path(study))
+    if not isinstance(study, StudyFile) and (str(study).endswith(".toml") or Path(study).is_file()):
+        study = load_study_file(Path(study))
+    if isinstance(study, StudyFile):
+        file = study
         name, url = file.study.name, storage_url(file.study, storage)
     else:
-        name, url = study, storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
+        name, url = str(study), storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
     opened = open_storage(url, create=False)
     try:
         yield load_study(name, opened)

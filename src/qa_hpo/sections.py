@@ -36,10 +36,15 @@ class Study(Section):
 
 
 class Data(Section):
-    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions."""
+    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions.
+
+    ``test``, where there is one, has no part in the search: the checkpoint that is exported is
+    measured on it.
+    """
 
     train: str
     validation: str
+    test: str | None = None
     max_length: Annotated[int, Field(ge=16, le=8192)] = 384
     train_limit: Annotated[int, Field(ge=1)] | None = None
     validation_limit: Annotated[int, Field(ge=1)] | None = None

@@ -46,13 +46,14 @@ class Inputs:
 
     def train_corpus(self, source: str, limit: int | None) -> Corpus:
         """Return the training questions of ``source``, at most ``limit``."""
-        return self._corpus(source, "train", limit)
+        return self.corpus(source, "train", limit)
 
     def validation_corpus(self, data: Data) -> Corpus:
         """Return the validation questions of ``data``."""
-        return self._corpus(data.validation, "validation", data.validation_limit)
+        return self.corpus(data.validation, "validation", data.validation_limit)
 
-    def _corpus(self, source: str, split: str, limit: int | None) -> Corpus:
+    def corpus(self, source: str, split: str, limit: int | None = None) -> Corpus:
+        """Return the questions of a split of ``source``, at most ``limit``."""
         key = (source, split, limit)
         if key not in self._corpora:
             self._corpora[key] = load_corpus(

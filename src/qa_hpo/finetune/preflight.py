@@ -28,11 +28,13 @@ class Preflight:
     Attributes:
         train: The training questions.
         validation: The validation questions.
+        test: The questions that only an export looks at, if the study has some.
         starts: Each start and, in words, what it is.
     """
 
     train: Corpus
     validation: Corpus
+    test: Corpus | None
     starts: dict[str, str]
 
 
@@ -63,7 +65,8 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
             if key not in checked:
                 checked.add(key)
                 _cut(file, inputs, checkpoint, corpus, stride, what or "evaluation")
-    return Preflight(train, validation, described)
+    test = None if file.data.test is None else inputs.corpus(file.data.test, "validation")
+    return Preflight(train, validation, test, described)
 
 
 def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:

@@ -27,7 +27,8 @@ class Exported:
         records: The epoch records.
         best: The best of them.
         origin: Where the run comes from, in words: ``trial 7 of study demo (PRUNED, ...)``.
-        facts: What else goes into the metrics file, such as the trial's number.
+        facts: What else goes into the metrics file, such as the trial's number and how sure its
+            score is; see :func:`~qa_hpo.results.model_card.model_card`.
     """
 
     config: RunConfig
@@ -69,9 +70,21 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
         write_json(folder / METRICS_NAME, metrics)
         write_text(
             folder / "README.md",
-            model_card(export.config, export.records, export.best, export.origin),
+            model_card(
+                export.config,
+                export.records,
+                export.best,
+                export.origin,
+                {**export.facts, "context_first": _pads_left(export.checkpoint)},
+            ),
         )
     return True
+
+
+def _pads_left(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's tokenizer pads on the left, and so takes the context first."""
+    path = checkpoint / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("padding_side") == "left")
 
 
 def _is_export(out: Path) -> bool:

@@ -1,6 +1,7 @@
 """The model card of an exported run, with the metadata that the hub reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -13,21 +14,52 @@ __all__ = ["model_card"]
 _USE = """## Use
 
 ```python
-from qa_hpo.finetune.predictor import QuestionAnswerer
+from qa_hpo import QuestionAnswerer
 
 answerer = QuestionAnswerer.from_pretrained("path/to/this/folder")
 answer = answerer.answer("Who ...?", "The context ...")
 print(answer.text)  # None where the context does not hold the answer
 ```
 
-It is an ordinary transformers checkpoint too
-(`AutoModelForQuestionAnswering.from_pretrained("path/to/this/folder")`), which knows nothing of the
-threshold.
+It is an ordinary transformers checkpoint too. With transformers alone, for a context that fits into
+one window:
+
+```python
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+folder, threshold = "path/to/this/folder", {threshold!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+
+
+def answer(question, context):
+    pair = ({pair})
+    inputs = tokenizer(*pair, return_tensors="pt", return_offsets_mapping=True)
+    characters = inputs.pop("offset_mapping")[0].tolist()
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    start, end = outputs.start_logits[0].tolist(), outputs.end_logits[0].tolist()
+    null = inputs["input_ids"][0].tolist().index(tokenizer.cls_token_id)
+    tokens = [i for i, part in enumerate(inputs.sequence_ids(0)) if part == {part}]
+    spans = [(start[i] + end[j], i, j) for i in tokens for j in tokens if 0 <= j - i < {longest}]
+    score, first, last = max(spans)
+    if start[null] + end[null] - score > threshold:
+        return None
+    return context[characters[first][0] : characters[last][1]]
+
+
+print(answer("Who ...?", "The context ..."))
+```
 """
 
 
 def model_card(
-    config: RunConfig, records: Sequence[EpochRecord], best: EpochRecord, origin: str
+    config: RunConfig,
+    records: Sequence[EpochRecord],
+    best: EpochRecord,
+    origin: str,
+    facts: Mapping[str, Any],
 ) -> str:
     """Return a model card in Markdown.
 
@@ -36,21 +68,28 @@ def model_card(
         records: Its epoch records.
         best: The record of the exported epoch.
         origin: Where the run comes from, in words.
+        facts: What a study knows besides; all may be missing, or None. ``best_f1_interval``, low
+            and high; ``seeds``, ``seeds_f1``, ``seeds_f1_sd``; ``probability_best``;
+            ``baseline``, as ``Compared.as_dict`` has it; ``test``, as ``held_out_scores`` has it;
+            ``context_first``, whether the tokenizer takes the context before the question.
     """
     return "\n".join(
         [
-            f"---\n{_metadata(config, best).to_yaml()}\n---\n",
+            f"---\n{_metadata(config, best, facts.get('test')).to_yaml()}\n---\n",
             f"# {config.run.name}\n",
             _summary(config, best, origin),
+            _sureness(facts),
             _threshold(best),
-            _USE,
+            _use(config, best, context_first=bool(facts.get("context_first"))),
             _configuration(config),
             _epochs(records, best),
         ]
     )
 
 
-def _metadata(config: RunConfig, best: EpochRecord) -> ModelCardData:
+def _metadata(
+    config: RunConfig, best: EpochRecord, test: Mapping[str, Any] | None
+) -> ModelCardData:
     names = {"best_f1": "f1", "best_exact": "exact_match"}
     results = [
         EvalResult(
@@ -64,6 +103,19 @@ def _metadata(config: RunConfig, best: EpochRecord) -> ModelCardData:
         )
         for name, kind in names.items()
     ]
+    if test:
+        results += [
+            EvalResult(
+                task_type="question-answering",
+                dataset_type="squad_v2",
+                dataset_name=test["data"],
+                dataset_split="test",
+                metric_type=kind,
+                metric_name=f"{kind} at the threshold tuned on the validation questions",
+                metric_value=round(test[name], 4),
+            )
+            for name, kind in (("f1", "f1"), ("exact", "exact_match"))
+        ]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="question-answering",
@@ -88,6 +140,55 @@ def _summary(config: RunConfig, best: EpochRecord, origin: str) -> str:
             f"{metrics['crossfit_f1']:.2f}: the better guess for articles that had no part in it.\n"
         )
     return text
+
+
+def _sureness(facts: Mapping[str, Any]) -> str:
+    """Return how sure the score is, as far as it is known."""
+    lines = []
+    if interval := facts.get("best_f1_interval"):
+        lines.append(
+            f"For other articles of the kind, the 95% interval of its F1 is {interval[0]:.2f} to "
+            f"{interval[1]:.2f}\n(bootstrap by article, the threshold tuned anew each time)."
+        )
+    if facts.get("seeds_f1") is not None:
+        lines.append(
+            f"Over {facts['seeds']} seeds of the same configuration, best F1 is "
+            f"{facts['seeds_f1']:.2f} on average\n(standard deviation {facts['seeds_f1_sd']:.2f})."
+        )
+    if facts.get("probability_best") is not None:
+        lines.append(
+            f"It is the best of its study's trials with probability "
+            f"{facts['probability_best']:.2f}."
+        )
+    if baseline := facts.get("baseline"):
+        low, high = baseline["interval"]
+        lines.append(
+            f"Its F1 is {baseline['difference']:+.2f} beside that of the study's baseline (trial "
+            f"{baseline['second']['number']}),\n95% interval {low:+.2f} to {high:+.2f}."
+        )
+    if test := facts.get("test"):
+        interval = test["f1_interval"]
+        sure = f" (95% interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        others = (
+            ""
+            if test["trials"] == 1
+            else (f" {test['trials']} trials of the study have been measured on them.")
+        )
+        lines.append(
+            f"On {test['total']} test questions (`{test['data']}`), which had no part in the "
+            f"search, it has\nF1 **{test['f1']:.2f}**{sure} and exact match {test['exact']:.2f}, "
+            f"with the same threshold.{others}"
+        )
+    return "\n".join(["## How sure that is\n", *lines, ""]) if lines else ""
+
+
+def _use(config: RunConfig, best: EpochRecord, *, context_first: bool) -> str:
+    return (
+        _USE.replace("{threshold!r}", repr(best.metrics["best_f1_thresh"]))
+        .replace("{pair}", "context, question" if context_first else "question, context")
+        .replace("{part}", "0" if context_first else "1")
+        .replace("{longest}", str(config.evaluation.max_answer_length))
+    )
 
 
 def _threshold(best: EpochRecord) -> str:

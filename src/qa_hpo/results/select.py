@@ -4,13 +4,17 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
 from qa_hpo.errors import InputError
 from qa_hpo.finetune.records import EpochRecord
+from qa_hpo.results.certainty import certainty, compare
 from qa_hpo.results.export import Exported
+from qa_hpo.results.held_out import held_out_scores
+from qa_hpo.results.leaderboard import leaderboard
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
 from qa_hpo.search.joined import JoinedStudy
@@ -83,8 +87,9 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
     with tempfile.TemporaryDirectory(prefix="qa_hpo-export-") as folder:
         checkpoint = Path(folder) / "checkpoint"
         open_store(artifacts.folder).get(what.checkpoint, checkpoint)
+        config = run_config(joined, trial)
         yield Exported(
-            config=run_config(joined, trial),
+            config=config,
             checkpoint=checkpoint,
             records=records,
             best=best,
@@ -94,5 +99,25 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
                 "trial": trial.number,
                 "state": trial.state.name,
                 "stop_reason": trial.user_attrs.get(STOP_REASON),
+                **_standing(joined, trial.number),
+                "test": held_out_scores(
+                    joined, trial.number, config, checkpoint, best.metrics["best_f1_thresh"]
+                ),
             },
         )
+
+
+def _standing(joined: JoinedStudy, number: int) -> dict[str, Any]:
+    """Return how sure a trial's score is, and how it stands beside the study's other trials."""
+    board = leaderboard(joined)
+    (row,) = (row for row in board.trials if row.number == number)
+    found: dict[str, Any] = {"best_f1_interval": row.best_f1_interval}
+    if row.seeds_f1 is not None:
+        found |= {"seeds": row.seeds, "seeds_f1": row.seeds_f1, "seeds_f1_sd": row.seeds_f1_sd}
+    sure = certainty(joined, board)
+    if sure is not None:
+        found["probability_best"] = sure.probability_best.get(number)
+    if board.baseline is not None and board.baseline.number != number:
+        with contextlib.suppress(InputError):  # it failed, or its answers are not kept
+            found["baseline"] = compare(joined, board, number, board.baseline.number).as_dict()
+    return found

@@ -51,7 +51,9 @@ def check_versions(name: str, expected: Mapping[str, str]) -> None:
 
 def as_json(file: StudyFile) -> str:
     """Return ``file`` as a study stores it: without the URL, which may hold a password."""
-    return file.model_dump_json(by_alias=True, exclude={"study": {"storage"}})
+    values = file.model_dump(mode="json", by_alias=True, exclude={"study": {"storage"}})
+    # With spaces, at which a dashboard's page can break the line.
+    return json.dumps(values, ensure_ascii=False)
 
 
 def check_unchanged(stored: StudyFile, given: StudyFile, name: str) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.search.failures import is_retried, lineages
-from qa_hpo.search.trials import REPEAT_OF
+from qa_hpo.search.trials import REPEAT_OF, lineage_number
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "finalists_among", "plan"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,8 @@ def plan(trials: Sequence[FrozenTrial], budget: int, *, seeds: int, finalists: i
     """
     latest = {number: own[-1] for number, own in lineages(trials).items() if not _given_up(own)}
     searched = {n: trial for n, trial in latest.items() if REPEAT_OF not in trial.user_attrs}
-    scores = {
-        number: trial.user_attrs["best_f1"]
-        for number, trial in searched.items()
-        if _has_finished(trial) and trial.user_attrs.get("best_f1") is not None
-    }
     underway = sum(not _has_finished(trial) for trial in searched.values())
-    best = sorted(scores, key=lambda number: (-scores[number], number))[:finalists]
+    best = finalists_among(trials, finalists)
     # Those that failed for good too: they are not tried for ever.
     repeats = Counter(own[-1].user_attrs.get(REPEAT_OF) for own in lineages(trials).values())
     missing = [number for number in best for _ in range(seeds - 1 - repeats[number])]
@@ -66,6 +61,23 @@ def plan(trials: Sequence[FrozenTrial], budget: int, *, seeds: int, finalists: i
     if missing and len(latest) < budget:
         return Plan(search=False, repeat=searched[missing[0]].number)
     return Plan(search=False, wait=any(not _has_finished(trial) for trial in latest.values()))
+
+
+def finalists_among(trials: Sequence[FrozenTrial], finalists: int) -> list[int]:
+    """Return the numbers of the configurations that are the finalists so far, the best first.
+
+    Args:
+        trials: All trials.
+        finalists: How many there are to be.
+    """
+    scores = {
+        lineage_number(trial): trial.user_attrs["best_f1"]
+        for trial in trials
+        if REPEAT_OF not in trial.user_attrs
+        and _has_finished(trial)
+        and trial.user_attrs.get("best_f1") is not None
+    }
+    return sorted(scores, key=lambda number: (-scores[number], number))[:finalists]
 
 
 def _has_finished(trial: FrozenTrial) -> bool:

@@ -13,6 +13,7 @@ from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths
 from qa_hpo.search.artifacts import CheckpointStore, artifact_id, metadata, open_store, owner
 from qa_hpo.search.failures import is_retried, lineages
+from qa_hpo.search.finalists import finalists_among
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     REPEAT_OF,
@@ -257,8 +258,11 @@ def leading_trials(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> list[i
         trials: All its trials.
     """
     competing = finished_trials(joined.optuna_study)
-    # While the finals go on, any of their trials may win.
+    # Any trial of the finals may win, and of those that are still to come.
     finals = {configuration_number(trial) for trial in trials if REPEAT_OF in trial.user_attrs}
+    evaluation = joined.file.evaluation
+    if evaluation.seeds > 1:
+        finals |= set(finalists_among(trials, evaluation.finalists))
     return [
         trial.number
         for place, trial in enumerate(competing)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from optuna.exceptions import StorageInternalError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.config import Runtime
@@ -25,6 +25,7 @@ from qa_hpo.errors import (
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import Inputs
 from qa_hpo.paths import CachePaths
+from qa_hpo.results.publishing import Publisher, judge
 from qa_hpo.search.asking import Asked, ask, hand_back, is_ours
 from qa_hpo.search.budget import BudgetStep, NextStep
 from qa_hpo.search.failures import Cause, cause_of
@@ -180,8 +181,9 @@ class _Worker:
         self.debug = debug
         self.lost = threading.Event()
         self.objective = Objective(
-            joined, inputs, runtime, check=self._check, whole=interrupts.deferred
+            joined, inputs, runtime, judge=judge, check=self._check, whole=interrupts.deferred
         )
+        self.publisher = Publisher(joined)
 
     def loop(self) -> NextStep:
         """Run trials until there is nothing left to do."""
@@ -200,6 +202,7 @@ class _Worker:
             if isinstance(answer, NextStep):
                 if answer.step is BudgetStep.SPENT:
                     self._collect()
+                    self._publish(None)
                     _logger.info("the budget is spent: %s", answer.cause)
                     return answer
                 time.sleep(_WAIT_S)
@@ -220,6 +223,17 @@ class _Worker:
             if self.debug or _device_is_lost(error):
                 raise
         self._collect()
+        self._publish(trial)
+
+    def _publish(self, finished: FrozenTrial | None) -> None:
+        """Tell whoever looks at the dashboard of a finished trial, or of the whole study."""
+        try:
+            if finished is None:
+                self.publisher.study()
+            else:
+                self.publisher.trial_finished(finished)
+        except Exception as error:  # noqa: BLE001  (no trial's failure, and nothing to lose)
+            _logger.warning("the dashboard's notes are not written: %s", first_line(error))
 
     def _collect(self) -> None:
         try:
