@@ -23,7 +23,7 @@ def test_the_commands_are_there_with_their_options(compose: dict[str, Any]) -> N
         for name, service in compose["services"].items()
         if service.get("command", "").startswith("qa-hpo")
     }
-    assert set(commands) == {"run", "worker"}
+    assert set(commands) == {"run", "worker", "dashboard"}
     for _, command, *rest in commands.values():
         help_text = run_cli(command, "--help")
         assert help_text.code == 0
