@@ -32,4 +32,8 @@ for question in "When was the River Falengor dammed?" "Which city does the River
 done
 
 echo
-echo "The study is in storage/qa_hpo.db, which any Optuna tool reads; the winner is in $winner."
+echo "== One page to send to a colleague"
+qa-hpo report studies/demo.toml --out storage/demo-report.html
+
+echo
+echo "The winner is in $winner. To look at the study in the browser: .venv/bin/qa-hpo dashboard studies/demo.toml"

@@ -263,8 +263,8 @@ def _choosing(report: Report) -> str:
     if rescored.optimism < 0.005:
         return f"{text}: choosing adds nothing."
     return (
-        f"{text}, {rescored.optimism:.2f} points less. That is nearer to what other articles of "
-        "the kind will give, and rather too low: half of the articles choose worse than all."
+        f"{text}. That is nearer to what other articles of the kind will give, and rather too low: "
+        "half of the articles choose worse than all."
     )
 
 
