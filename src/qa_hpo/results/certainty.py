@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from optuna.trial import TrialState
 
 from qa_hpo.errors import ArtifactError, InputError
 from qa_hpo.results.leaderboard import Leaderboard, Row
@@ -78,11 +79,11 @@ def certainty(joined: JoinedStudy, board: Leaderboard) -> Certainty | None:
     Raises:
         ArtifactError: The artifact store refuses.
     """
-    rows = [row for row in board.trials if row.best_f1 is not None]
+    rows = [row for row in board.trials if _competes(row)]
     wanted = {row.number: row for row in rows[:_LEADING]}
     best_of_starts = _best_of_starts(rows)
     for row in (*best_of_starts, board.baseline):
-        if row is not None:
+        if row is not None and _competes(row):
             wanted.setdefault(row.number, row)
     answers = _answers(joined, list(wanted))
     leading = [number for number in wanted if number in answers]
@@ -120,7 +121,7 @@ def compare(joined: JoinedStudy, board: Leaderboard, first: int, second: int) ->
             are of one article.
         ArtifactError: The artifact store refuses.
     """
-    rows = {row.number: row for row in board.trials if row.best_f1 is not None}
+    rows = {row.number: row for row in board.trials if _competes(row)}
     for number in (first, second):
         if number not in rows:
             valid = ", ".join(map(str, sorted(rows))) or "none yet"
@@ -133,6 +134,11 @@ def compare(joined: JoinedStudy, board: Leaderboard, first: int, second: int) ->
     if found is None:
         raise InputError("the validation questions are of one article: nothing to compare by")
     return Compared(rows[first], rows[second], found)
+
+
+def _competes(row: Row) -> bool:
+    """Return whether a trial has finished with a score; one that failed may have left answers."""
+    return row.state != TrialState.FAIL.name and row.best_f1 is not None
 
 
 def _best_of_starts(rows: list[Row]) -> list[Row]:

@@ -124,7 +124,7 @@ def f1_by_start(rows: Sequence[Row], *, baseline: Row | None = None) -> Figure:
     for start, colour in colours.items():
         own = [row for row in scored if _start(row) == start]
         ticks.append(f"{label(start)}<br>{count(len(own), 'trial')}")
-        leading += [max(own, key=_f1)] if own else []
+        leading += own[:1]
         marker = {"color": colour, "size": _size(scored), "opacity": 0.75}
         traces.append(_points(own, across, label(start), marker=marker, showlegend=False))
     judged = [row for row in leading if row.best_f1_interval is not None]

@@ -118,7 +118,7 @@ def _control(joined: JoinedStudy, trial: FrozenTrial) -> Control:
     again = copy.copy(trial)
     again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
     others = cast("optuna.Study", _Others(joined.optuna_study, again))
-    scores = [record["best_f1"] for record in records]
+    scores = [record.get("best_f1") or 0.0 for record in records]
     losses: list[float] = []
     stop = reason = None
     for record in records[:-1]:  # the last epoch needs no rule to end
