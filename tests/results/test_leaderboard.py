@@ -33,6 +33,7 @@ FILE = {
 KEYS = [
     "number", "state", "stop_reason", "params", "best_epoch", "f1", "exact", "best_f1",
     "best_exact", "threshold", "crossfit_f1", "val_loss", "train_seconds", "worker",
+    "repeat_of", "seeds", "seeds_f1", "seeds_f1_sd", "best_f1_interval",
 ]  # fmt: skip
 
 
@@ -139,6 +140,11 @@ def test_the_json_of_a_row(joined: JoinedStudy):
         "val_loss": [1.235, 1.2170000000000001, None],
         "train_seconds": 12.5,
         "worker": "host:1",
+        "repeat_of": None,
+        "seeds": 1,
+        "seeds_f1": None,
+        "seeds_f1_sd": None,
+        "best_f1_interval": None,
     }
 
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -218,58 +219,45 @@ def test_a_plot_of_somebody_elses_stays(made: MadeStudy):
 def test_readers_see_the_old_or_the_new_and_never_a_mix(
     made: MadeStudy, monkeypatch: pytest.MonkeyPatch
 ):
-    contents = {"old": 9000, "new": 5000}
-    now = ["old"]
-    monkeypatch.setattr(publishing, "study_note", lambda *_: now[0] * contents[now[0]])
-
-    def figure(*_: object, **__: object) -> Figure:
-        return Figure(layout={"title": {"text": now[0] * contents[now[0]]}})
-
-    monkeypatch.setattr(publishing, "loss_curves", figure)
-    monkeypatch.setattr(publishing, "f1_by_start", figure)
+    """Whenever they look: after each statement of the writer, a reader does."""
+    lengths = {"old": 9000, "new": 5000}
+    now = "old"
+    monkeypatch.setattr(publishing, "study_note", lambda *_: now * lengths[now])
+    for name in ("loss_curves", "f1_by_start"):
+        monkeypatch.setattr(
+            publishing,
+            name,
+            lambda *_, **__: Figure(layout={"title": {"text": now * lengths[now]}}),
+        )
     publisher = Publisher(made.joined)
     publisher.study()
-    over = threading.Event()
+    reader = sqlalchemy.create_engine(made.joined.storage.url)
     seen: list[set[str]] = []
 
-    def read() -> None:
-        # As a dashboard does, which is another process: all attributes with one statement.
-        engine = sqlalchemy.create_engine(made.joined.storage.url)
+    def read(*_: Any) -> None:
+        # As a dashboard does: all attributes with one statement.
         query = "SELECT key, value_json FROM study_system_attributes WHERE study_id = :key"
-        while not over.is_set():
-            with engine.connect() as connection:
-                rows = connection.execute(sqlalchemy.text(query), {"key": made.joined.key})
-                stored = {name: json.loads(value) for name, value in rows}
-            texts = [get_note_from_system_attrs(stored, None)["body"]]
-            for text in get_plotly_graph_objects(stored).values():
-                texts.append(json.loads(text)["layout"]["title"]["text"])
-            assert len(texts) == 3
-            seen.append(set(texts))
-        engine.dispose()
+        with reader.connect() as connection:
+            rows = connection.execute(sqlalchemy.text(query), {"key": made.joined.key})
+            stored = {name: json.loads(value) for name, value in rows}
+        texts = [get_note_from_system_attrs(stored, None)["body"]]
+        for text in get_plotly_graph_objects(stored).values():
+            texts.append(json.loads(text)["layout"]["title"]["text"])
+        assert len(texts) == 3
+        seen.append(set(texts))
 
-    failures: list[BaseException] = []
-
-    def reading() -> None:
-        try:
-            read()
-        except BaseException as error:  # noqa: BLE001  (told below)
-            failures.append(error)
-
-    reader = threading.Thread(target=reading)
-    reader.start()
-    deadline = time.monotonic() + 60
-    for name in itertools.cycle(contents):
-        now[0] = name
+    engine = made.joined.storage.rdb.engine
+    sqlalchemy.event.listen(engine, "after_cursor_execute", read)
+    for content in ("new", "old", "new"):
+        now = content
         publisher.study()
-        both = {text for texts in seen.copy() for text in texts}
-        if failures or (len(both) == 2 and len(seen) > 40) or time.monotonic() > deadline:
-            break
-    over.set()
-    reader.join()
-    assert failures == []
-    whole = [{name * length} for name, length in contents.items()]
+        read()
+    sqlalchemy.event.remove(engine, "after_cursor_execute", read)
+    reader.dispose()
+    whole = [{name * length} for name, length in lengths.items()]
     assert all(texts in whole for texts in seen)
-    assert all(text in seen for text in whole)
+    assert sum(before != after for before, after in pairwise(seen)) == 3
+    assert len(seen) > 12
 
 
 def test_workers_that_publish_at_the_same_time(made: MadeStudy):
@@ -480,7 +468,7 @@ def test_attributes_are_set_and_others_removed(made: MadeStudy):
 @pytest.mark.parametrize("prefix", ["a_b%", "a%", "100%_", "\\", "a/b", "it's"])
 def test_no_character_of_a_prefix_stands_for_others(made: MadeStudy, prefix: str):
     rdb, key = made.joined.storage.rdb, made.joined.key
-    others = ["aXbY", "ab", "a", "100 percent", "100%X", "slash", "/", "it''s"]
+    others = ["aXbY", "ab", "a", "100 percent", "100%X", "slash", "/", "it''s", "A_B%C", "IT'S"]
     rdb.write_study(key, dict.fromkeys(others, 1), prefixes=["nothing"])
     before = attributes(made)
     rdb.write_study(key, {f"{prefix}{n}": n for n in range(3)}, prefixes=[prefix])

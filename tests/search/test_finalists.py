@@ -12,10 +12,10 @@ from qa_hpo.errors import StudyFileError
 from qa_hpo.search.asking import Asked, ask, hand_back
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.failures import Cause
-from qa_hpo.search.finalists import Plan, plan
+from qa_hpo.search.finalists import Plan, finished_trials, plan
 from qa_hpo.search.storage import StudyStorage
 from qa_hpo.search.study import load_study, set_budget
-from qa_hpo.search.trials import REPEAT_OF, fail, finish, finished_trials, record_epoch
+from qa_hpo.search.trials import REPEAT_OF, fail, finish, record_epoch
 
 EVALUATION = {"seeds": 3, "finalists": 2}
 
@@ -111,8 +111,41 @@ def test_a_study_with_finals(storage: StudyStorage):
     assert end.step is BudgetStep.SPENT
 
     # Trial 1 was lucky: 70, 50, 50. Trial 3 is good: 69, 68, 67.
-    ranked = [t.number for t in finished_trials(joined.optuna_study)]
+    ranked = [t.number for t in finished_trials(joined)]
     assert ranked == [3, 8, 9, 1, 6, 7, 2, 0, 4, 5]
+
+
+def test_a_budget_too_small_for_the_seeds_still_searches():
+    assert planned([], 2) == Plan(search=True)
+
+
+def test_finals_that_did_not_end_decide_nothing(sqlite: StudyStorage):
+    """Epochs are spent in the midst of them: one run is compared with one run."""
+    joined = created(sqlite, evaluation=EVALUATION, budget={"trials": 10, "epochs": 60})
+    for score in (60.0, 70.0, 65.0, 69.0, 50.0, 40.0):
+        scored(joined, asked(joined), score)
+    scored(joined, asked(joined), 45.0)
+    assert [t.number for t in finished_trials(joined)][:3] == [1, 3, 2]
+    for score in (45.0, 69.0):
+        scored(joined, asked(joined), score)
+    assert [t.number for t in finished_trials(joined)][:2] == [1, 3]
+    # The last of them is cut off by the budget, and is no measure of the others.
+    cut = asked(joined)
+    record_epoch(joined, cut.trial, record(1))
+    finish(
+        joined, cut.trial, state=TrialState.PRUNED, stop_reason="budget", attrs={"best_f1": 80.0}
+    )
+    assert [t.number for t in finished_trials(joined)][:3] == [9, 1, 3]
+
+
+def test_a_finalist_that_failed_for_good_does_not_hold_up_the_others(sqlite: StudyStorage):
+    joined = created(sqlite, evaluation={"seeds": 2, "finalists": 2}, budget={"trials": 5})
+    for score in (60.0, 70.0, 65.0):
+        scored(joined, asked(joined), score)
+    fail(joined, asked(joined).trial, Cause.OOM, "too large")
+    scored(joined, asked(joined), 50.0)
+    # 70 alone, and 65 and 50.
+    assert [t.number for t in finished_trials(joined)] == [1, 2, 4, 0]
 
 
 def test_workers_in_parallel_keep_to_the_budget(storage: StudyStorage, storage_url: str):

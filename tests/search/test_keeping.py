@@ -19,8 +19,9 @@ from qa_hpo.errors import ArtifactError
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.paths import RunPaths, write_bytes
 from qa_hpo.search.artifacts import artifact_id, open_store, owner
-from qa_hpo.search.asking import Asked, hand_back
+from qa_hpo.search.asking import Asked, ask, hand_back
 from qa_hpo.search.failures import Cause
+from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import Keeper, collect, read_answers
 from qa_hpo.search.storage import StudyStorage
@@ -259,6 +260,24 @@ def test_records_without_a_store(bench: Bench):
     answer = asked(bench.joined)
     record_epoch(bench.joined, answer.trial, record(1))
     assert kept(bench.joined.storage.rdb.get_trial(answer.trial._trial_id)) is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_what_may_still_win_the_finals_is_kept(sqlite: StudyStorage, tmp_path: Path, keep: int):
+    joined = created(
+        sqlite,
+        artifacts={"folder": str(tmp_path / "artifacts"), "keep": keep},
+        evaluation={"seeds": 3, "finalists": 3},
+        budget={"trials": 12},
+    )
+    bench = Bench(joined, tmp_path)
+    scores = iter([60.0, 70.0, 69.0, 68.0, 50.0, 51.0, 10.0, 10.0, 20.0, 20.0, 60.0, 60.0])
+    while isinstance(answer := ask(joined), Asked):
+        bench.end(answer, next(scores))
+        collect(joined, bench.store)
+    # Of the means 30, 36.3 and 62.7 the last is that of trial 3, third of the first runs.
+    assert finished_trials(joined)[0].number == 3
+    assert 3 in {number for number, _ in bench.stored()}
 
 
 # ---------------------------------------------------------------------------- answers and tables

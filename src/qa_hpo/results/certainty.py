@@ -56,8 +56,9 @@ class Certainty:
     """What can be said of a study's winner.
 
     Attributes:
-        probability_best: For each trial whose answers are kept, by its number, the probability
-            that it is truly the best of them.
+        probability_best: For each leading trial whose answers are kept, by its number, the
+            probability that it is truly the best of them; for the best of each start and the
+            baseline as well.
         against_baseline: The winner and the baseline, where there is one and it is another trial.
         starts: The best trial of the winner's start and the best one of each other start.
         rescored: The best F1 as it was chosen, and as it holds on articles that did not choose it.
@@ -74,7 +75,7 @@ def certainty(joined: JoinedStudy, board: Leaderboard) -> Certainty | None:
 
     Returns:
         None where nothing can be said: no trial has finished, the validation questions are of one
-        article, or the trials' answers are not kept.
+        article, or the winner's answers are not kept.
 
     Raises:
         ArtifactError: The artifact store refuses.

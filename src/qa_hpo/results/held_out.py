@@ -48,16 +48,17 @@ def held_out_scores(
     data = joined.file.data.test
     if data is None:
         return None
-    known = dict(joined.optuna_study.user_attrs.get(TESTED, {}))
-    if str(number) not in known:
-        scores = _measured(data, config, checkpoint, threshold)
-        known[str(number)] = {
-            **scores,
-            "data": data,
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        joined.optuna_study.set_user_attr(TESTED, known)
-    return {**known[str(number)], "trials": len(known)}
+    key, study = str(number), joined.optuna_study
+    scores = study.user_attrs.get(TESTED, {}).get(key)
+    if scores is None:
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        scores = {**_measured(data, config, checkpoint, threshold), "data": data, "when": when}
+
+        def remember() -> None:
+            study.set_user_attr(TESTED, {**study.user_attrs.get(TESTED, {}), key: scores})
+
+        joined.storage.locked(joined.file.study.name, remember)
+    return {**scores, "trials": len(study.user_attrs[TESTED])}
 
 
 def _measured(data: str, config: RunConfig, checkpoint: Path, threshold: float) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
 from qa_hpo.search.failures import is_retried, lineages
+from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     BASELINE,
     CAUSE,
     configuration_number,
     epoch_records,
-    finished_trials,
 )
 
 __all__ = ["Leaderboard", "Row", "leaderboard"]
@@ -43,6 +43,10 @@ class Row(_Result):
     threshold: float | None
     """The null margin above which the answer is none, in logits."""
     crossfit_f1: float | None
+    val_loss: list[float | None]
+    """Per epoch; null where it was not a finite number."""
+    train_seconds: float | None
+    worker: str | None
     repeat_of: int | None = None
     """The trial whose configuration this one runs with another seed."""
     seeds: int = 1
@@ -53,10 +57,6 @@ class Row(_Result):
     """Standard deviation of their best_f1."""
     best_f1_interval: tuple[float, float] | None = None
     """95% interval of best_f1 for other articles of the kind, its threshold as it is."""
-    val_loss: list[float | None]
-    """Per epoch; null where it was not a finite number."""
-    train_seconds: float | None
-    worker: str | None
 
 
 class Leaderboard(_Result):
@@ -81,7 +81,7 @@ def leaderboard(joined: JoinedStudy) -> Leaderboard:
     # None where the latest failed and is tried again: that says nothing yet.
     attempts = lineages(trials)
     latest = {number: own[-1] for number, own in attempts.items()}
-    competing = finished_trials(joined.optuna_study)
+    competing = finished_trials(joined)
     seeds: dict[int, list[float]] = {}
     for trial in competing:
         seeds.setdefault(configuration_number(trial), []).append(trial.user_attrs["best_f1"])

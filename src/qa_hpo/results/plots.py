@@ -31,9 +31,9 @@ from qa_hpo.results.drawing import (
     whiskers,
 )
 from qa_hpo.results.leaderboard import Row
+from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import STOP_REASONS
-from qa_hpo.search.trials import finished_trials
 from qa_hpo.squad.answered import Answered
 
 __all__ = [
@@ -275,7 +275,7 @@ def importance_of(joined: JoinedStudy) -> dict[str, float] | None:
     Returns:
         Shares of 1, the greatest first; None where too few trials or parameters vary.
     """
-    trials = finished_trials(joined.optuna_study)
+    trials = finished_trials(joined)
     values = [float(trial.user_attrs["best_f1"]) for trial in trials]
     common = set.intersection(*(set(trial.params) for trial in trials)) if trials else set()
     varied = [

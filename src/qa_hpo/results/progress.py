@@ -13,6 +13,7 @@ from rich.text import Text
 from qa_hpo.config import Budget
 from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
+from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     CAUSE,
@@ -20,7 +21,6 @@ from qa_hpo.search.trials import (
     PEAK_MEMORY,
     WORKER,
     epoch_records,
-    finished_trials,
     lineage_number,
 )
 
@@ -118,7 +118,7 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
     trials = joined.optuna_study.get_trials(deepcopy=False)
     used = spent(joined.optuna_study, now=now)
     budget = joined.file.budget
-    ranked = finished_trials(joined.optuna_study)
+    ranked = finished_trials(joined)
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
     share = max(_shares(used, budget))
     left = None

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
-from qa_hpo.errors import InputError
+from qa_hpo.errors import ArtifactError, InputError
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.results.certainty import certainty, compare
 from qa_hpo.results.export import Exported
@@ -17,13 +17,13 @@ from qa_hpo.results.held_out import held_out_scores
 from qa_hpo.results.leaderboard import leaderboard
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
+from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import leading_trials
 from qa_hpo.search.trials import (
     CPU_THREADS,
     STOP_REASON,
     epoch_records,
-    finished_trials,
     kept,
     lineage_number,
 )
@@ -61,7 +61,7 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
         InputError: There is no such finished trial, or its checkpoint is not kept.
         ArtifactError: The checkpoint that should be there is not, or the store refuses.
     """
-    ranked = finished_trials(joined.optuna_study)
+    ranked = finished_trials(joined)
     if not ranked:
         raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
     trial = ranked[0]
@@ -114,10 +114,13 @@ def _standing(joined: JoinedStudy, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {"best_f1_interval": row.best_f1_interval}
     if row.seeds_f1 is not None:
         found |= {"seeds": row.seeds, "seeds_f1": row.seeds_f1, "seeds_f1_sd": row.seeds_f1_sd}
-    sure = certainty(joined, board)
-    if sure is not None:
-        found["probability_best"] = sure.probability_best.get(number)
+    # A store that refuses is no reason to refuse what is exported.
+    with contextlib.suppress(ArtifactError):
+        sure = certainty(joined, board)
+        if sure is not None:
+            found["probability_best"] = sure.probability_best.get(number)
     if board.baseline is not None and board.baseline.number != number:
-        with contextlib.suppress(InputError):  # it failed, or its answers are not kept
+        # Or it failed, or its answers are not kept.
+        with contextlib.suppress(InputError, ArtifactError):
             found["baseline"] = compare(joined, board, number, board.baseline.number).as_dict()
     return found

@@ -4,18 +4,24 @@ One run says little of a configuration: fine-tuning varies by the seed of the he
 order (Dodge et al. 2020, "Fine-Tuning Pretrained Language Models"). With ``evaluation.seeds = k``
 the best ``evaluation.finalists`` configurations are run k times, and the highest mean wins. Their
 runs are trials of the budget like any other; the search ends where only they have room.
+
+Means are compared when all finalists have run with all their seeds, and not before: where epochs or
+hours end the finals early, one run is compared with one run.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
+from qa_hpo.config import StudyEvaluation
 from qa_hpo.search.failures import is_retried, lineages
-from qa_hpo.search.trials import REPEAT_OF, lineage_number
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.trials import REPEAT_OF, STOP_REASON, configuration_number, lineage_number
 
-__all__ = ["Plan", "finalists_among", "plan"]
+__all__ = ["Plan", "finalists_among", "finished_trials", "plan"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ def plan(trials: Sequence[FrozenTrial], budget: int, *, seeds: int, finalists: i
     missing = [number for number in best for _ in range(seeds - 1 - repeats[number])]
     # Each trial that runs, and the next one, may take a finalist's place.
     needed = min(finalists * (seeds - 1), len(missing) + (underway + 1) * (seeds - 1))
-    if len(latest) + 1 + needed <= budget:
+    # A budget that is too small for a finalist's seeds is no reason to try nothing at all.
+    if not latest or len(latest) + 1 + needed <= budget:
         return Plan(search=True)
     if underway:
         return Plan(search=False, wait=True)
@@ -78,6 +85,54 @@ def finalists_among(trials: Sequence[FrozenTrial], finalists: int) -> list[int]:
         and trial.user_attrs.get("best_f1") is not None
     }
     return sorted(scores, key=lambda number: (-scores[number], number))[:finalists]
+
+
+def finished_trials(joined: JoinedStudy) -> list[FrozenTrial]:
+    """Return the trials that compete, complete and pruned, the winner first.
+
+    The highest ``best_f1`` comes first; but where there were finals, the finalists come before all
+    others, by the mean of their runs.
+    """
+    trials = joined.optuna_study.get_trials(deepcopy=False)
+    competing = [
+        trial
+        for trial in trials
+        if _has_finished(trial) and trial.user_attrs.get("best_f1") is not None
+    ]
+    means = _means_of_finals(trials, joined.file.evaluation)
+
+    def rank(trial: FrozenTrial) -> tuple[bool, float, int, float, int]:
+        configuration, best_f1 = configuration_number(trial), trial.user_attrs["best_f1"]
+        mean = means.get(configuration)
+        if mean is None:
+            return True, -best_f1, trial.number, 0.0, 0
+        return False, -mean, configuration, -best_f1, trial.number
+
+    return sorted(competing, key=rank)
+
+
+def _means_of_finals(
+    trials: Sequence[FrozenTrial], evaluation: StudyEvaluation
+) -> dict[int, float]:
+    """Return each finalist's mean ``best_f1``, if all of them have run with all their seeds."""
+    if evaluation.seeds == 1:
+        return {}
+    means = {}
+    attempts = list(lineages(trials).values())
+    for number in finalists_among(trials, evaluation.finalists):
+        runs = [own for own in attempts if configuration_number(own[-1]) == number]
+        # One that failed for good is not waited for.
+        whole = [own[-1] for own in runs if _is_whole(own[-1])]
+        if len(whole) + sum(_given_up(own) for own in runs) < evaluation.seeds or not whole:
+            return {}
+        means[number] = math.fsum(run.user_attrs["best_f1"] for run in whole) / len(whole)
+    return means
+
+
+def _is_whole(run: FrozenTrial) -> bool:
+    """Return whether a run has finished, and not because the budget ended it."""
+    scored = run.user_attrs.get("best_f1") is not None
+    return _has_finished(run) and scored and run.user_attrs.get(STOP_REASON) != "budget"
 
 
 def _has_finished(trial: FrozenTrial) -> bool:

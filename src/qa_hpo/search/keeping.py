@@ -13,13 +13,12 @@ from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths
 from qa_hpo.search.artifacts import CheckpointStore, artifact_id, metadata, open_store, owner
 from qa_hpo.search.failures import is_retried, lineages
-from qa_hpo.search.finalists import finalists_among
+from qa_hpo.search.finalists import finalists_among, finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.trials import (
     REPEAT_OF,
     Kept,
     configuration_number,
-    finished_trials,
     kept,
     trial_id,
 )
@@ -257,7 +256,7 @@ def leading_trials(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> list[i
         joined: The study.
         trials: All its trials.
     """
-    competing = finished_trials(joined.optuna_study)
+    competing = finished_trials(joined)
     # Any trial of the finals may win, and of those that are still to come.
     finals = {configuration_number(trial) for trial in trials if REPEAT_OF in trial.user_attrs}
     evaluation = joined.file.evaluation

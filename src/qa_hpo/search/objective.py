@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -163,7 +164,7 @@ class Objective:
         """
         file, study = self.joined.file, self.joined.optuna_study
         epoch = records[-1].epoch
-        losses = [record.val_loss for record in records if record.val_loss is not None]
+        losses = [math.nan if r.val_loss is None else r.val_loss for r in records]
         if epoch >= asked.parameters.epochs:
             return None
         if diverged(losses[-1], file.data.max_length):

@@ -292,7 +292,10 @@ class RetryingRDBStorage(RDBStorage):
             prefixes: Others whose names begin with one of these are removed.
         """
         model = models.StudySystemAttributeModel
-        beginnings = (model.key.startswith(prefix, autoescape=True) for prefix in prefixes)
+        # Not by LIKE, which takes upper and lower case for the same in SQLite.
+        beginnings = (
+            sqlalchemy.func.substr(model.key, 1, len(prefix)) == prefix for prefix in prefixes
+        )
         stale = sqlalchemy.delete(model).where(
             model.study_id == study_id,
             sqlalchemy.or_(*beginnings),

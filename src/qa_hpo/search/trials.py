@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
@@ -41,7 +40,6 @@ __all__ = [
     "epoch_records",
     "fail",
     "finish",
-    "finished_trials",
     "kept",
     "lineage_number",
     "record_epoch",
@@ -136,33 +134,6 @@ def kept(trial: FrozenTrial) -> Kept | None:
     """Return what is kept of ``trial``, or None if it has not finished an epoch."""
     stored = trial.system_attrs.get(KEPT)
     return None if stored is None else Kept(**stored)
-
-
-def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that compete, complete and pruned, the winner first.
-
-    The highest ``best_f1`` comes first. Configurations that were run with several seeds come
-    before all others, by the mean of theirs: one run's luck is no reason to prefer it.
-    """
-    competing = [
-        trial
-        for trial in study.get_trials(
-            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
-        )
-        if trial.user_attrs.get("best_f1") is not None
-    ]
-    own = {trial.number: configuration_number(trial) for trial in competing}
-    scores: dict[int, list[float]] = {}
-    for trial in competing:
-        scores.setdefault(own[trial.number], []).append(trial.user_attrs["best_f1"])
-
-    def rank(trial: FrozenTrial) -> tuple[bool, float, int, float, int]:
-        configuration = own[trial.number]
-        seeds = scores[configuration]
-        once, mean = len(seeds) == 1, math.fsum(seeds) / len(seeds)
-        return once, -mean, configuration, -trial.user_attrs["best_f1"], trial.number
-
-    return sorted(competing, key=rank)
 
 
 def record_epoch(

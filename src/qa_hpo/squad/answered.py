@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,5 +126,8 @@ class Answered:
                 arrays["null_margin"],
             )
             return cls(arrays["char_start"], arrays["char_end"], scores, arrays["groups"])
-        except (zipfile.BadZipFile, KeyError, OSError, EOFError, TypeError) as error:
+        except (
+            *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+            *(KeyError, OSError, EOFError, TypeError),
+        ) as error:
             raise ValueError(f"holds no answers: {error}") from None
