@@ -49,6 +49,11 @@ class CachePaths:
         """Folders in which workers of this host train; each is gone when its run has ended."""
         return self.folder / "runs"
 
+    @property
+    def old_task(self) -> Path:
+        """What starts score on the task that they have learnt before."""
+        return self.folder / "old-task"
+
     def start(self, name: str, key: str) -> Path:
         """The checkpoint of a start built by a recipe whose content hashes to ``key``."""
         return self.folder / "starts" / f"{name}-{key[:16]}"

@@ -136,10 +136,15 @@ def print_leaderboard(
     for heading in ("trial", "ended", *(_SHOWN[name] for name in searched), "epoch", *numbers):
         left = heading in {"ended", "start", "scheduler"}
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    old_task = any(row.old_task_f1 is not None for row in board.trials)
+    if old_task:
+        table.add_column("old task", justify="right", no_wrap=True)
+        table.add_column("forgotten", justify="right", no_wrap=True)
     table.add_column("validation loss per epoch", no_wrap=True)
     for row in board.trials:
         table.add_row(
-            *_cells(row, searched, several=several), style="bold" if row == board.winner else None
+            *_cells(row, searched, several=several, old_task=old_task),
+            style="bold" if row == board.winner else None,
         )
     _console().print(table)
     if board.winner is not None:
@@ -165,7 +170,7 @@ def _configuration(row: Row) -> str:
     )
 
 
-def _cells(row: Row, searched: list[str], *, several: bool) -> list[str]:
+def _cells(row: Row, searched: list[str], *, several: bool, old_task: bool) -> list[str]:
     ended = row.state.lower() + (f", {row.stop_reason}" if row.stop_reason else "")
     params = [_value(row.params[name]) for name in searched]
     epochs = row.params["epochs"]
@@ -179,6 +184,9 @@ def _cells(row: Row, searched: list[str], *, several: bool) -> list[str]:
     scores = [best_f1, interval, *others]
     if several:
         scores.insert(0, "" if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})")
+    if old_task:
+        forgotten = (row.old_task_f1, row.old_task_drop)
+        scores += ["" if value is None else f"{value:.2f}" for value in forgotten]
     losses = " ".join("nan" if loss is None else f"{loss:.3f}" for loss in row.val_loss)
     return [str(row.number), ended, *params, best, *scores, losses]
 

@@ -57,7 +57,12 @@ def look(file: StudyFile) -> dict[str, str]:
 
     inputs = Inputs(CachePaths())
     found = preflight(file, inputs)
-    corpora = {"train": found.train, "validation": found.validation, "test": found.test}
+    corpora = {
+        "train": found.train,
+        "validation": found.validation,
+        "test": found.test,
+        "old task": found.old_task,
+    }
     print_preflight(corpora, found.starts)
     return fingerprints(file, inputs)
 

@@ -115,6 +115,10 @@ class Evaluation(Section):
     n_best: Annotated[int, Field(ge=1)] = 20
     max_answer_length: Annotated[int, Field(ge=1)] = 30
     doc_stride: Annotated[int, Field(ge=0)] = 128
+    old_task: str | None = None
+    """A corpus of a task that starts have learnt before; how much of it is forgotten is measured
+    with every checkpoint."""
+    old_task_limit: Annotated[int, Field(ge=1)] | None = None
 
 
 class StudyEvaluation(Evaluation):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from qa_hpo.config import Data
+from qa_hpo.config import Data, RunConfig
 from qa_hpo.finetune.models import load_tokenizer
 from qa_hpo.paths import CachePaths
 from qa_hpo.squad.corpus import Corpus, load_corpus
@@ -88,6 +88,20 @@ class Inputs:
         if len(self._windows) > _KEPT_WINDOWS:
             del self._windows[next(iter(self._windows))]
         return windows
+
+    def old_task(self, config: RunConfig, checkpoint: str) -> ValidationSet | None:
+        """Return the old task's questions for models with the tokenizer of ``checkpoint``."""
+        evaluation = config.evaluation
+        if evaluation.old_task is None:
+            return None
+        corpus = self.corpus(evaluation.old_task, "validation", evaluation.old_task_limit)
+        windows = self.windows(
+            corpus,
+            checkpoint,
+            max_length=config.data.max_length,
+            doc_stride=evaluation.doc_stride,
+        )
+        return ValidationSet(corpus, windows, corpus.groups())
 
     def validation(self, data: Data, checkpoint: str, doc_stride: int) -> ValidationSet:
         """Return the validation set of ``data`` for models with the tokenizer of ``checkpoint``."""

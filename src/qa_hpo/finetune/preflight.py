@@ -29,12 +29,14 @@ class Preflight:
         train: The training questions.
         validation: The validation questions.
         test: The questions that only an export looks at, if the study has some.
+        old_task: The questions on which forgetting is measured, if the study has some.
         starts: Each start and, in words, what it is.
     """
 
     train: Corpus
     validation: Corpus
     test: Corpus | None
+    old_task: Corpus | None
     starts: dict[str, str]
 
 
@@ -47,6 +49,10 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
     quiet()
     train = inputs.train_corpus(file.data.train, file.data.train_limit)
     validation = inputs.validation_corpus(file.data)
+    old = None
+    if file.evaluation.old_task is not None:
+        evaluation = file.evaluation
+        old = inputs.corpus(file.evaluation.old_task, "validation", evaluation.old_task_limit)
     described = {}
     checked: set[tuple[str, str, int]] = set()
     for name, start in file.starts.items():
@@ -56,6 +62,8 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         described[name] = _describe(checkpoint, place, file.data.max_length)
         strides = _strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
+        if old is not None:
+            sets.append((old, file.evaluation.doc_stride, "evaluation.old_task"))
         if isinstance(start, Recipe):
             recipe = inputs.train_corpus(start.train, start.train_limit)
             sets.append((recipe, start.parameters(file.defaults).doc_stride, f"starts.{name}"))
@@ -66,7 +74,7 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
                 checked.add(key)
                 _cut(file, inputs, checkpoint, corpus, stride, what or "evaluation")
     test = None if file.data.test is None else inputs.corpus(file.data.test, "validation")
-    return Preflight(train, validation, test, described)
+    return Preflight(train, validation, test, old, described)
 
 
 def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
@@ -83,6 +91,9 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
         "data.train": inputs.train_corpus(data.train, data.train_limit).fingerprint,
         "data.validation": inputs.validation_corpus(data).fingerprint,
     }
+    if file.evaluation.old_task is not None:
+        old = inputs.corpus(file.evaluation.old_task, "validation", file.evaluation.old_task_limit)
+        found["evaluation.old_task"] = old.fingerprint
     for name, start in file.starts.items():
         if isinstance(start, Recipe):
             corpus = inputs.train_corpus(start.train, start.train_limit)

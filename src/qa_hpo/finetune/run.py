@@ -10,7 +10,7 @@ from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.records import EpochRecord, FineTuned
 from qa_hpo.finetune.starts import Starts
-from qa_hpo.finetune.training import Training, train
+from qa_hpo.finetune.training import Training, old_task, train
 from qa_hpo.paths import CachePaths, RunPaths, read_json, write_json
 
 __all__ = ["EpochRecord", "FineTuned", "Inputs", "Starts", "fine_tune"]
@@ -64,15 +64,20 @@ def fine_tune(
         max_length=data.max_length,
         doc_stride=config.parameters.doc_stride,
     )
+    tokenizer = inputs.tokenizer(checkpoint)
+    learnt = inputs.old_task(config, checkpoint)
     training = Training(
         checkpoint=checkpoint,
-        tokenizer=inputs.tokenizer(checkpoint),
+        tokenizer=tokenizer,
         windows=windows,
         validation=validation,
         parameters=config.parameters,
         seed=config.run.seed,
         runtime=config.runtime,
         evaluation=config.evaluation,
+        old_task=None
+        if learnt is None
+        else old_task(learnt, checkpoint, tokenizer, config, inputs.cache.old_task, check),
         stop_after_epochs=config.run.stop_after_epochs,
         device_batches=inputs.device_batches,
     )
@@ -81,6 +86,8 @@ def fine_tune(
         "train": train_corpus.fingerprint,
         "validation": validation.corpus.fingerprint,
     }
+    if learnt is not None:
+        fingerprints["old_task"] = learnt.corpus.fingerprint
     with telling_of_a_full_disk(folder):
         _claim(config, folder, fingerprints)
     return train(training, RunPaths(folder), on_epoch, check)

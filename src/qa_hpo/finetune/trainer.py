@@ -30,6 +30,7 @@ from qa_hpo.finetune.evaluation import evaluation_passes, forward_pass, span_los
 from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.memory import PassSize, RandomState
+from qa_hpo.finetune.old_task import OldTask
 from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths, new_folder, read_json, write_bytes, write_json
 from qa_hpo.squad.answered import Answered
@@ -83,6 +84,7 @@ class QuestionAnsweringTrainer(Trainer):
         passes: Windows per pass of a training step.
         check: Called before every training step and every evaluation batch, and never while files
             are written.
+        old_task: What the start has learnt before, measured with the epochs; None for nothing.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class QuestionAnsweringTrainer(Trainer):
             unchanged=f"the effective batch stays {args.train_batch_size}",
         )
         self.check: Check = lambda: None
+        self.old_task: OldTask | None = None
         self._evaluation_passes = evaluation_passes(model, args.eval_batch_size)
         # Of the step's windows, how many are in the pass that goes through the model.
         self._share = 1.0
@@ -227,9 +230,11 @@ class QuestionAnsweringTrainer(Trainer):
             raise DivergedError(f"the training loss of epoch {epoch} is {train_loss}")
         started = time.monotonic()
         val_loss, answered = self._measure()
-        metrics = {}
+        metrics: dict[str, float] = {}
         if answered is not None and self.validation is not None:
             metrics = corpus_metrics(answered.scores, self.validation[0].groups)
+        if metrics and self._old_task_is_due(metrics):
+            metrics |= self._measure_old_task(metrics["best_f1_thresh"])
         ended = time.monotonic()
         record = EpochRecord(
             epoch=epoch,
@@ -258,6 +263,29 @@ class QuestionAnsweringTrainer(Trainer):
             check=self.check,
         )
         return forward.loss, Answered.of(validation.corpus, forward.predictions)
+
+    def _old_task_is_due(self, metrics: dict[str, float]) -> bool:
+        """Return whether an epoch that measured this is to be measured on the old task too.
+
+        Each is where that costs no more than the validation, else those whose weights are kept.
+        """
+        if self.old_task is None or self.validation is None:
+            return False
+        windows, old_windows = self.validation[0].windows, self.old_task.questions.windows
+        best = best_record(self.records)
+        is_best = best is None or metrics["best_f1"] > best.metrics["best_f1"]
+        return is_best or len(old_windows) <= len(windows)
+
+    def _measure_old_task(self, threshold: float) -> dict[str, float]:
+        assert self.old_task is not None
+        return self.old_task.measure(
+            self.network,
+            threshold,
+            evaluation=self.evaluation,
+            batch_size=self._evaluation_passes,
+            autocast=self.autocast,
+            check=self.check,
+        )
 
     def _save_best(self, epoch: int, answered: Answered | None) -> None:
         final = self.paths.checkpoint(epoch)

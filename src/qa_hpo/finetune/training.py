@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from qa_hpo.config import Evaluation, Runtime
+from qa_hpo.config import Evaluation, RunConfig, Runtime
 from qa_hpo.errors import DivergedError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.dropout import use_quick_dropout
@@ -24,6 +24,7 @@ from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check, carried, delivered
 from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
 from qa_hpo.finetune.models import load_model, position_limit, quiet
+from qa_hpo.finetune.old_task import OldTask, start_scores
 from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
 from qa_hpo.finetune.trainer import (
     OnEpoch,
@@ -49,6 +50,7 @@ class Training:
         tokenizer: Its tokenizer.
         windows: Training windows.
         validation: What is measured after every epoch; None to measure nothing and keep the last.
+        old_task: What is measured with every checkpoint: how much of it is forgotten.
         parameters: The hyperparameters.
         seed: Seed of a fresh head, of the data's order and of dropout.
         runtime: How the hardware is used.
@@ -66,6 +68,7 @@ class Training:
     seed: int
     runtime: Runtime = field(default_factory=Runtime)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    old_task: OldTask | None = None
     stop_after_epochs: int | None = None
     device_batches: dict[str, int] = field(default_factory=dict)
 
@@ -163,6 +166,39 @@ def _run(trainer: QuestionAnsweringTrainer, checkpoint: str, states: list[Path])
     return trainer.stop_reason
 
 
+def old_task(
+    questions: ValidationSet,
+    checkpoint: str,
+    tokenizer: PreTrainedTokenizerFast,
+    config: RunConfig,
+    cache: Path,
+    check: Check | None,
+) -> OldTask:
+    """Return what a run is measured on besides, with what its start scores there.
+
+    Args:
+        questions: The old task's questions.
+        checkpoint: The start.
+        tokenizer: Its tokenizer.
+        config: The run.
+        cache: Where the start's scores are kept.
+        check: Called before every batch of the start's evaluation.
+    """
+    use_threads(config.runtime.cpu_threads)
+    padded = collator(questions.windows, tokenizer)
+    start = start_scores(
+        checkpoint,
+        questions,
+        padded,
+        max_length=config.data.max_length,
+        evaluation=config.evaluation,
+        runtime=config.runtime,
+        cache=cache,
+        check=check,
+    )
+    return OldTask(questions, padded, start)
+
+
 def _first_device_batch(training: Training, states: list[Path]) -> int:
     """Return how many windows per pass to begin with: as many as before, as dropout shows it."""
     whole = training.parameters.batch_size
@@ -213,6 +249,7 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         # In place, so that checkpoints have the names of the model's own weights. Shapes are
         # symbols: batches of another length, and the last one of an epoch, compile nothing anew.
         model.compile(dynamic=True)
+    trainer.old_task = training.old_task
     trainer.passes.size = device_batch
     trainer.passes.on_smaller = partial(training.device_batches.__setitem__, training.checkpoint)
     return trainer

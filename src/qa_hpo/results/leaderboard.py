@@ -55,6 +55,15 @@ class Row(_Result):
     """Mean best_f1 of these runs, where there are several: what finalists are ranked by."""
     seeds_f1_sd: float | None = None
     """Standard deviation of their best_f1."""
+    old_task_f1: float | None = None
+    """F1 on ``evaluation.old_task`` at ``threshold``, of the same checkpoint."""
+    old_task_exact: float | None = None
+    old_task_f1_no_null: float | None = None
+    """The same with the null answer disabled: what is lost is not only abstention."""
+    old_task_drop: float | None = None
+    """The start's F1 there less ``old_task_f1``; null where the start has not learnt that task."""
+    old_task_drop_no_null: float | None = None
+    """Likewise, with the null answer disabled."""
     best_f1_interval: tuple[float, float] | None = None
     """95% interval of best_f1 for other articles of the kind, its threshold as it is."""
 

@@ -79,6 +79,7 @@ def model_card(
             f"# {config.run.name}\n",
             _summary(config, best, origin),
             _sureness(facts),
+            _old_task(config, best),
             _threshold(best),
             _use(config, best, context_first=bool(facts.get("context_first"))),
             _configuration(config),
@@ -180,6 +181,25 @@ def _sureness(facts: Mapping[str, Any]) -> str:
             f"with the same threshold.{others}"
         )
     return "\n".join(["## How sure that is\n", *lines, ""]) if lines else ""
+
+
+def _old_task(config: RunConfig, best: EpochRecord) -> str:
+    """Return what became of the task that the start had learnt before, if that was measured."""
+    metrics = best.metrics
+    if config.evaluation.old_task is None or metrics.get("old_task_f1") is None:
+        return ""
+    text = (
+        "## What is forgotten\n\n"
+        f"On the old task (`{config.evaluation.old_task}`) it has F1 "
+        f"{metrics['old_task_f1']:.2f} with its threshold, and\n"
+        f"{metrics['old_task_f1_no_null']:.2f} with the null answer disabled."
+    )
+    if metrics.get("old_task_drop") is not None:
+        text += (
+            f" Its start had\n{metrics['old_task_f1'] + metrics['old_task_drop']:.2f} and "
+            f"{metrics['old_task_f1_no_null'] + metrics['old_task_drop_no_null']:.2f}."
+        )
+    return f"{text}\n"
 
 
 def _use(config: RunConfig, best: EpochRecord, *, context_first: bool) -> str:

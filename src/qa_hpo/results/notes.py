@@ -106,6 +106,10 @@ def _standing(joined: JoinedStudy, board: Leaderboard) -> list[str]:
     if winner.seeds_f1 is not None:
         deviation = "" if winner.seeds_f1_sd is None else f" ± {winner.seeds_f1_sd:.2f}"
         rows.append([f"mean of {winner.seeds} seeds", f"{winner.seeds_f1:.2f}{deviation}"])
+    if winner.old_task_f1 is not None:
+        drop = winner.old_task_drop
+        less = "" if drop is None else f", {drop:.2f} less than its start"
+        rows.append(["on the old task, at the same threshold", f"{winner.old_task_f1:.2f}{less}"])
     return [text, _table(["", "F1 (%)"], rows)]
 
 

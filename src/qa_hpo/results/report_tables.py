@@ -67,6 +67,7 @@ def leaders(report: Report) -> Table:
     searched = [name for name in _SHOWN if name in report.file.search]
     words = {"start", "scheduler"}
     several = any(row.seeds_f1 is not None for row in report.board.trials)
+    old_task = report.file.evaluation.old_task is not None
     columns = [
         Column("trial", field="number"),
         Column("ended", words=True, field="ended"),
@@ -79,6 +80,8 @@ def leaders(report: Report) -> Table:
         Column("F1 at 0", field="f1"),
         Column("threshold", field="threshold"),
         *([Column("P(best)", field="probability_best")] if report.sure else []),
+        *([Column("old task F1", field="old_task_f1")] if old_task else []),
+        *([Column("forgotten", field="old_task_drop")] if old_task else []),
         Column("validation loss per epoch", words=True, field="val_loss"),
     ]
     return Table(

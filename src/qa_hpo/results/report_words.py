@@ -66,6 +66,7 @@ def answer(report: Report) -> list[Paragraph]:
         ("Against the baseline", _baseline(report, winner)),
         ("Does the start matter?", _starts(report, winner)),
         ("What choosing adds", _choosing(report)),
+        ("What is forgotten", _forgotten(report, winner)),
         ("On test questions", _test(report, winner)),
         ("What pruning saved and cost", _pruning(report)),
     ]
@@ -105,6 +106,23 @@ def _ending(pruning: Pruning, row: Row) -> str:
     why = reasons.get(row.stop_reason or "")
     text = f"It was stopped after epoch {done} (PRUNED"
     return text + (f", {row.stop_reason}): {why}." if why else ").")
+
+
+def _forgotten(report: Report, winner: Row) -> str:
+    """Return what became of the task that the start had learnt before."""
+    old_task = report.file.evaluation.old_task
+    if old_task is None or winner.old_task_f1 is None:
+        return ""
+    text = (
+        f"On the old task ({old_task}) the winner has F1 {_percent(winner.old_task_f1)} with the "
+        f"same threshold, and {_percent(winner.old_task_f1_no_null)} with the null answer disabled"
+    )
+    if winner.old_task_drop is None or winner.old_task_drop_no_null is None:
+        return f"{text}. Its start had not learnt that task."
+    return (
+        f"{text}: {winner.old_task_drop:+.2f} and {winner.old_task_drop_no_null:+.2f} points "
+        "forgotten, beside what its start had. The difference between the two is abstention."
+    )
 
 
 def _scores(report: Report, winner: Row) -> str:

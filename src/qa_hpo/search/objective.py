@@ -207,6 +207,9 @@ class Objective:
                 "threshold": best.metrics["best_f1_thresh"],
                 "crossfit_f1": best.metrics.get("crossfit_f1"),
             }
+            attributes |= {
+                name: value for name, value in best.metrics.items() if name.startswith("old_task")
+            }
         if answered is not None:
             attributes |= self.judge(answered)
         finish(
