@@ -142,8 +142,9 @@ class StudyFile(_Job):
         """Return the study with another budget of trials; the same if None."""
         if trials is None:
             return self
-        budget = Budget(**{**self.budget.model_dump(), "trials": trials})
-        return self.model_copy(update={"budget": budget})
+        budget = {**self.budget.model_dump(mode="json"), "trials": trials}
+        given = {**self.model_dump(mode="json", by_alias=True), "budget": budget}
+        return _validated(type(self), given, Path("--trials"))
 
     @field_validator("search")
     @classmethod
@@ -171,9 +172,18 @@ class StudyFile(_Job):
 
     @model_validator(mode="after")
     def _finalists_fit(self) -> Self:
-        if self.evaluation.seeds > 1 and self.budget.trials is None:
+        seeds, finalists = self.evaluation.seeds, self.evaluation.finalists
+        if seeds == 1:
+            return self
+        if self.budget.trials is None:
             raise PlacedError(
                 "evaluation.seeds", "needs budget.trials, of which the finalists' runs are a part"
+            )
+        if self.budget.trials < finalists * seeds:
+            raise PlacedError(
+                "evaluation.seeds",
+                f"{finalists} finalists with {seeds} seeds each are {finalists * seeds} runs, and "
+                f"budget.trials is {self.budget.trials}",
             )
         return self
 

@@ -6,15 +6,15 @@ import time
 
 import pytest
 from optuna.trial import TrialState, create_trial
-from search_helpers import asked, created, opened, record, run, study_file
+from search_helpers import FINGERPRINTS, asked, created, opened, record, run, study_file
 
-from qa_hpo.errors import StudyFileError
+from qa_hpo.errors import StorageError, StudyFileError
 from qa_hpo.search.asking import Asked, ask, hand_back
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.failures import Cause
 from qa_hpo.search.finalists import Plan, finished_trials, plan
 from qa_hpo.search.storage import StudyStorage
-from qa_hpo.search.study import load_study, set_budget
+from qa_hpo.search.study import create_study, load_study, set_budget
 from qa_hpo.search.trials import REPEAT_OF, fail, finish, record_epoch
 
 EVALUATION = {"seeds": 3, "finalists": 2}
@@ -148,6 +148,37 @@ def test_a_finalist_that_failed_for_good_does_not_hold_up_the_others(sqlite: Stu
     assert [t.number for t in finished_trials(joined)] == [1, 2, 4, 0]
 
 
+def test_a_finalist_that_lost_its_place_keeps_its_mean(sqlite: StudyStorage):
+    joined = created(sqlite, evaluation=EVALUATION, budget={"trials": 7})
+    for score in (70.0, 69.0, 10.0, 50.0, 50.0, 69.0, 69.0):
+        scored(joined, asked(joined), score)
+    assert finished_trials(joined)[0].number == 1
+    joined = set_budget(joined, joined.file.budget.model_copy(update={"trials": 10}))
+    for score in (69.5, 55.0, 55.0):  # a newcomer, second of the first runs, and its other seeds
+        scored(joined, asked(joined), score)
+    assert ask(joined).step is BudgetStep.SPENT
+    best = [t.number for t in finished_trials(joined) if t.user_attrs["best_f1"] == 69.0]
+    assert finished_trials(joined)[0].number in best
+    # Of the means 69, 59.8 and 56.7.
+    assert [t.number for t in finished_trials(joined)][::3][:3] == [1, 7, 0]
+
+
+def test_the_finals_of_a_study_may_be_changed(sqlite: StudyStorage):
+    joined = created(sqlite, budget={"trials": 4})
+    scored(joined, asked(joined), 50.0)
+    changed = study_file(budget={"trials": 4}, evaluation={"seeds": 3, "finalists": 1})
+    again = create_study(changed, sqlite, fingerprints=FINGERPRINTS)
+    assert not again.created
+    scored(again, asked(again), 40.0)
+    # A worker that joined before the change heeds it, too.
+    assert asked(joined).trial.user_attrs[REPEAT_OF] == 0
+    with pytest.raises(StorageError, match=r"evaluation\.n_best"):
+        other = {"seeds": 3, "finalists": 1, "n_best": 5}
+        create_study(
+            study_file(budget={"trials": 4}, evaluation=other), sqlite, fingerprints=FINGERPRINTS
+        )
+
+
 def test_workers_in_parallel_keep_to_the_budget(storage: StudyStorage, storage_url: str):
     name = created(storage, evaluation=EVALUATION, budget={"trials": 14}).file.study.name
 
@@ -207,6 +238,16 @@ def test_the_budget_of_a_study_with_finals_may_be_raised(sqlite: StudyStorage):
     assert answer.trial.user_attrs[REPEAT_OF] == 3
     scored(joined, answer, 60.0)
     assert ask(joined).step is BudgetStep.SPENT
+
+
+@pytest.mark.parametrize("trials", [2, 5])
+def test_finals_need_room(trials: int):
+    with pytest.raises(ValueError, match=r"2 finalists with 3 seeds each are 6 runs"):
+        study_file(evaluation=EVALUATION, budget={"trials": trials})
+    file = study_file(evaluation=EVALUATION, budget={"trials": 6})
+    with pytest.raises(StudyFileError, match=r"^--trials: evaluation\.seeds: 2 finalists"):
+        file.with_trials(trials)
+    assert file.with_trials(7).budget.trials == 7
 
 
 def test_finals_need_a_budget_of_trials():

@@ -28,7 +28,14 @@ SECRET = "s3cr3t"
         ("postgresql://:s3cr3t@host/db", "postgresql://:***@host/db"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("sqlite:///storage/a:b@c.db", "sqlite:///storage/a:b@c.db"),
+        ("postgresql://h/db?a=1&authtoken=s3cr3t&x=1", "postgresql://h/db?a=1&authtoken=***&x=1"),
         ("no url at all", "no url at all"),
+        # Words that only sound like secrets, in text of several lines.
+        (
+            'name = "secret-sauce"\nseed = 3\ntrain = "data/tokenized/train.json"',
+            'name = "secret-sauce"\nseed = 3\ntrain = "data/tokenized/train.json"',
+        ),
+        ("the tokenizer has padding_side=left", "the tokenizer has padding_side=left"),
         (
             "http://localhost:8080/x is up\nwrite to admin@x.org",
             "http://localhost:8080/x is up\nwrite to admin@x.org",

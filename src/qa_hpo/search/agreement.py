@@ -14,6 +14,8 @@ __all__ = ["as_json", "check_unchanged", "check_versions", "versions"]
 _PACKAGES = ("qa_hpo", "optuna", "torch", "transformers", "datasets")
 _MAJORS_MUST_AGREE = ("optuna", "torch", "transformers")
 _MAY_CHANGE = frozenset({"budget", "artifacts"})
+# What has no part in a trial: how the finals go, and what only an export looks at.
+_KEYS_THAT_MAY_CHANGE = frozenset({"data.test", "evaluation.seeds", "evaluation.finalists"})
 _DIFFERENCES_SHOWN = 4
 
 
@@ -59,7 +61,7 @@ def as_json(file: StudyFile) -> str:
 def check_unchanged(stored: StudyFile, given: StudyFile, name: str) -> None:
     """Check that a study is continued with the file it was created with.
 
-    The storage, the budget and the artifacts may differ.
+    The storage, the budget and the artifacts may differ, and what has no part in a trial.
 
     Raises:
         StorageError: Anything else differs; the keys are named with both values.
@@ -87,7 +89,7 @@ def _sections(stored: StudyFile, given: StudyFile) -> Iterator[tuple[str, Any, A
 
 def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
     """Yield a text for each place at or below ``path`` where ``old`` and ``new`` differ."""
-    if old == new:
+    if old == new or path in _KEYS_THAT_MAY_CHANGE:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):

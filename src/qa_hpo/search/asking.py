@@ -103,11 +103,12 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
         with told_if_gone(joined):
             attributes = joined.optuna_study.user_attrs
         trials = _set_right(joined, mark)
-        budget = parse_study(attributes[STUDY_FILE], f"study {name!r}").budget
+        # As it is now: another run may have changed it.
+        stored = parse_study(attributes[STUDY_FILE], f"study {name!r}")
         step = next_step(
             joined.optuna_study,
-            budget,
-            evaluation=joined.file.evaluation,
+            stored.budget,
+            evaluation=stored.evaluation,
             forgiven=attributes.get(FORGIVEN, 0),
             trials=trials,
         )

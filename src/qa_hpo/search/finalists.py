@@ -6,7 +6,8 @@ the best ``evaluation.finalists`` configurations are run k times, and the highes
 runs are trials of the budget like any other; the search ends where only they have room.
 
 Means are compared when all finalists have run with all their seeds, and not before: where epochs or
-hours end the finals early, one run is compared with one run.
+hours end the finals early, one run is compared with one run. A finalist that a later search has
+pushed out of its place keeps its mean.
 """
 
 import math
@@ -114,19 +115,22 @@ def finished_trials(joined: JoinedStudy) -> list[FrozenTrial]:
 def _means_of_finals(
     trials: Sequence[FrozenTrial], evaluation: StudyEvaluation
 ) -> dict[int, float]:
-    """Return each finalist's mean ``best_f1``, if all of them have run with all their seeds."""
+    """Return the mean ``best_f1`` of each configuration that has run with all its seeds.
+
+    Nothing while a finalist has not.
+    """
     if evaluation.seeds == 1:
         return {}
+    runs: dict[int, list[list[FrozenTrial]]] = {}
+    for own in lineages(trials).values():
+        runs.setdefault(configuration_number(own[-1]), []).append(own)
     means = {}
-    attempts = list(lineages(trials).values())
-    for number in finalists_among(trials, evaluation.finalists):
-        runs = [own for own in attempts if configuration_number(own[-1]) == number]
+    for number, attempts in runs.items():
         # One that failed for good is not waited for.
-        whole = [own[-1] for own in runs if _is_whole(own[-1])]
-        if len(whole) + sum(_given_up(own) for own in runs) < evaluation.seeds or not whole:
-            return {}
-        means[number] = math.fsum(run.user_attrs["best_f1"] for run in whole) / len(whole)
-    return means
+        whole = [own[-1].user_attrs["best_f1"] for own in attempts if _is_whole(own[-1])]
+        if whole and len(whole) + sum(map(_given_up, attempts)) >= evaluation.seeds:
+            means[number] = math.fsum(whole) / len(whole)
+    return means if means.keys() >= {*finalists_among(trials, evaluation.finalists)} else {}
 
 
 def _is_whole(run: FrozenTrial) -> bool:

@@ -211,7 +211,11 @@ class Objective:
                 name: value for name, value in best.metrics.items() if name.startswith("old_task")
             }
         if answered is not None:
-            attributes |= self.judge(answered)
+            try:
+                attributes |= self.judge(answered)
+            except Exception as error:  # noqa: BLE001 - a trained trial is worth more than this
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                _logger.warning("trial %d is not judged: %s", asked.trial.number, why)
         finish(
             self.joined,
             asked.trial,

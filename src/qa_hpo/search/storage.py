@@ -49,7 +49,10 @@ CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer."""
 
 _FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
-_SECRET_OPTIONS = re.compile(r"((?:password|passwd|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+# Of a URL's query: other text that has such words in it stays as it is.
+_SECRET_OPTIONS = re.compile(
+    r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", re.IGNORECASE
+)
 _USER_AND_PASSWORD = re.compile(r"(://[^:/?#@\s]*):\S*@")
 
 _KEEPALIVES = {

@@ -67,8 +67,8 @@ def create_study(
 ) -> JoinedStudy:
     """Create the study that ``file`` describes, or continue it where it exists.
 
-    A study is continued with the same file; only the storage, the budget and the artifacts may
-    differ, and the latter two are taken over.
+    A study is continued with the same file; only the storage, the budget, the artifacts,
+    ``data.test`` and the finals may differ, and all but the first are taken over.
 
     Args:
         file: The study file.
@@ -96,7 +96,13 @@ def create_study(
                 "artifacts.folder was %s; move what is kept there to %s",
                 *(stored.artifacts.folder, file.artifacts.folder),
             )
-        taken_over = {"budget": file.budget, "artifacts": file.artifacts}
+        # Whatever else differs was refused.
+        taken_over = {
+            "budget": file.budget,
+            "artifacts": file.artifacts,
+            "data": file.data,
+            "evaluation": file.evaluation,
+        }
         joined = _joined(stored.model_copy(update=taken_over), storage)
         check_fingerprints(joined, fingerprints)
         joined.optuna_study.set_user_attr(STUDY_FILE, as_json(joined.file))

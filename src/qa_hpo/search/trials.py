@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from qa_hpo.errors import WorkError
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import STOP_REASONS
+from qa_hpo.search.storage import mask
 
 __all__ = [
     "BASELINE",
@@ -254,7 +255,7 @@ def fail(joined: JoinedStudy, trial: FrozenTrial, cause: str, error: str) -> Non
     Raises:
         LostTrialError: Another worker finished the trial.
     """
-    attrs = {CAUSE: str(cause), ERROR: error}
+    attrs = {CAUSE: str(cause), ERROR: mask(error)}  # it may name a URL
     finish(joined, trial, state=TrialState.FAIL, attrs=attrs)
 
 

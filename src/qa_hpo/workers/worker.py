@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
@@ -25,7 +26,6 @@ from qa_hpo.errors import (
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import Inputs
 from qa_hpo.paths import CachePaths
-from qa_hpo.results.publishing import Publisher, judge
 from qa_hpo.search.asking import Asked, ask, hand_back, is_ours
 from qa_hpo.search.budget import BudgetStep, NextStep
 from qa_hpo.search.failures import Cause, cause_of
@@ -35,7 +35,11 @@ from qa_hpo.search.retrying import first_line
 from qa_hpo.search.storage import GRACE_S, HEARTBEAT_S, StudyStorage, open_storage
 from qa_hpo.search.study import check_fingerprints, load_study
 from qa_hpo.search.trials import ERROR, LostTrialError, fail, trial_id
+from qa_hpo.squad.answered import Answered
 from qa_hpo.workers.interrupts import Interrupts, ToldToEnd
+
+if TYPE_CHECKING:
+    from qa_hpo.results.publishing import Publisher
 
 __all__ = ["work"]
 
@@ -181,9 +185,9 @@ class _Worker:
         self.debug = debug
         self.lost = threading.Event()
         self.objective = Objective(
-            joined, inputs, runtime, judge=judge, check=self._check, whole=interrupts.deferred
+            joined, inputs, runtime, judge=_judge, check=self._check, whole=interrupts.deferred
         )
-        self.publisher = Publisher(joined)
+        self.publisher: Publisher | None = None
 
     def loop(self) -> NextStep:
         """Run trials until there is nothing left to do."""
@@ -228,6 +232,11 @@ class _Worker:
     def _publish(self, finished: FrozenTrial | None) -> None:
         """Tell whoever looks at the dashboard of a finished trial, or of the whole study."""
         try:
+            if self.publisher is None:
+                # Only here, where it costs no trial: it needs much that training does not.
+                from qa_hpo.results.publishing import Publisher  # noqa: PLC0415
+
+                self.publisher = Publisher(self.joined)
             if finished is None:
                 self.publisher.study()
             else:
@@ -294,6 +303,13 @@ class _Worker:
             over.set()
             # Not for ever: its call may wait for a server that does not answer.
             thread.join(_WAIT_S)
+
+
+def _judge(answered: Answered) -> dict[str, Any]:
+    """Return the user attributes that tell how sure a trial's best F1 is."""
+    from qa_hpo.results.publishing import judge  # noqa: PLC0415
+
+    return judge(answered)
 
 
 def _device_is_lost(error: Exception) -> bool:
