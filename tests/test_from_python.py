@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import qa_hpo
+from qa_hpo.search.storage import open_storage
+from report_study import ReportStudy, answers
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "search_from_python.py"
+PARAMS = {"start": "base", "learning_rate": 1e-4, "epochs": 2}
 
 
 def test_everything_that_it_offers_is_there():
@@ -26,6 +29,29 @@ def test_importing_it_is_quick():
     code = "import sys, qa_hpo; print([n for n in ('torch', 'optuna') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_reads_a_study_imports_no_torch(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    storage = open_storage(url, create=True)
+    study = ReportStudy(storage, tmp_path / "artifacts")
+    for number in range(2):
+        study.end([1.0, 0.9], answers(0.5, seed=number), None if number == 0 else PARAMS)
+    storage.close()
+    code = f"""
+import sys
+from qa_hpo import compare, export, leaderboard, report
+board = leaderboard("demo", storage={url!r})
+assert len(board.trials) == 2
+compare("demo", 1, 0, storage={url!r})
+report("demo", "report.html", storage={url!r})
+print([n for n in ("torch", "transformers", "datasets", "evaluate") if n in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow

@@ -134,6 +134,10 @@ def export(
     Raises:
         InputError: There is no such study or trial, or the folder holds something else.
     """
-    with open_study(study, storage) as joined, exported_trial(joined, trial) as exported:
-        write_export(exported, Path(out), force=force)
-    return Path(out)
+    folder = Path(out)
+    with (
+        open_study(study, storage) as joined,
+        exported_trial(joined, trial, out=folder, force=force) as exported,
+    ):
+        write_export(exported, folder, force=force)
+    return folder

@@ -191,7 +191,8 @@ def run(
 
     [bold]Example:[/] qa-hpo run study.toml --launcher slurm --workers 8 --slurm partition=gpu
     """
-    from qa_hpo.printing import print_leaderboard, print_line
+    from qa_hpo.printing import print_line
+    from qa_hpo.printing_results import print_leaderboard
     from qa_hpo.results.certainty import compare_with_baseline
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
     from qa_hpo.running import create_or_continue, run_workers

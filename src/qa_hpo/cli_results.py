@@ -41,7 +41,7 @@ def leaderboard(
 
     [bold]Example:[/] qa-hpo leaderboard studies/demo.toml --json
     """
-    from qa_hpo.printing import print_leaderboard
+    from qa_hpo.printing_results import print_leaderboard
     from qa_hpo.results.certainty import compare_with_baseline
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
     from qa_hpo.running import open_study
@@ -62,24 +62,25 @@ def compare(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell whether one trial is really better than another, on the validation questions.
+    """Tell whether one trial's checkpoint scores higher than another's, and how sure that is.
 
     The interval is of a paired bootstrap by article: what makes a question hard is the same for
-    both trials.
+    both trials. It does not allow for the winner's having been chosen for its score.
 
     [bold]Example:[/] qa-hpo compare studies/demo.toml 7 0
     """
-    from qa_hpo.printing import print_comparison
+    from qa_hpo.printing_results import print_comparison
     from qa_hpo.results.certainty import compare as compared
     from qa_hpo.results.leaderboard import leaderboard as read_leaderboard
     from qa_hpo.running import open_study
 
     with open_study(study, storage) as joined:
-        found = compared(joined, read_leaderboard(joined), first, second)
+        board = read_leaderboard(joined)
+        found = compared(joined, board, first, second)
         if as_json:
             typer.echo(json.dumps(found.as_dict(), indent=2))
         else:
-            print_comparison(found)
+            print_comparison(found, board.winner)
 
 
 @commands.command()
@@ -154,7 +155,10 @@ def export(
     from qa_hpo.results.select import exported_trial
     from qa_hpo.running import open_study
 
-    with open_study(study, storage) as joined, exported_trial(joined, trial) as exported:
+    with (
+        open_study(study, storage) as joined,
+        exported_trial(joined, trial, out=out, force=force) as exported,
+    ):
         written = write_export(exported, out, force=force)
     threshold = exported.best.metrics["best_f1_thresh"]
     verb = "holds" if not written else "now holds"

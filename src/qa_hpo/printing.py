@@ -4,19 +4,15 @@ import contextlib
 import signal
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from qa_hpo.config import StudyFile
 from qa_hpo.errors import MissingStudyError, OutageError, StorageError
-from qa_hpo.results.certainty import Compared
-from qa_hpo.results.leaderboard import Leaderboard, Row
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
 from qa_hpo.search.asking import release_trials
 from qa_hpo.search.budget import BudgetStep, next_step
@@ -32,9 +28,8 @@ if TYPE_CHECKING:
     from qa_hpo.squad.corpus import Corpus
 
 __all__ = [
-    "print_comparison",
+    "console",
     "print_epoch",
-    "print_leaderboard",
     "print_line",
     "print_metrics",
     "print_preflight",
@@ -47,30 +42,18 @@ _POLL_SECONDS = 1.0
 # Without a terminal there is no width to keep to, and a table that is cut is of no use in a log.
 _PLAIN_WIDTH = 200
 
-# What a leaderboard calls the parameters, in the order of its columns.
-_SHOWN = {
-    "start": "start",
-    "learning_rate": "learning rate",
-    "weight_decay": "decay",
-    "doc_stride": "stride",
-    "batch_size": "batch",
-    "warmup": "warmup",
-    "scheduler": "scheduler",
-    "max_grad_norm": "clip",
-    "dropout": "dropout",
-}
 
-
-def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
-    return console
+def console() -> Console:
+    """Return where commands print."""
+    made = Console(highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made.width = _PLAIN_WIDTH
+    return made
 
 
 def print_line(text: str) -> None:
     """Print one line."""
-    _console().print(text, markup=False, soft_wrap=True)
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def print_epoch(record: "EpochRecord") -> None:
@@ -111,110 +94,10 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 def print_status(now: Snapshot) -> None:
     """Print how a study stands."""
-    console = _console()
-    console.print(f"study {now.study}: {headline(now)}", markup=False, soft_wrap=True)
+    screen = console()
+    screen.print(f"study {now.study}: {headline(now)}", markup=False, soft_wrap=True)
     if now.busy:
-        console.print(render(now))
-
-
-def print_leaderboard(
-    board: Leaderboard, file: StudyFile, against_baseline: Compared | None = None
-) -> None:
-    """Print a study's trials, best first, and the best against the baseline.
-
-    Args:
-        board: The leaderboard.
-        file: The study, which tells what is searched: only that has columns.
-        against_baseline: The winner and the baseline, if they can be compared.
-    """
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title=None)
-    searched = [name for name in _SHOWN if name in file.search]
-    numbers = ["best F1", "95% interval", "cross-fit", "F1 at 0", "threshold"]
-    several = any(row.seeds_f1 is not None for row in board.trials)
-    if several:
-        numbers.insert(0, "mean of seeds")
-    for heading in ("trial", "ended", *(_SHOWN[name] for name in searched), "epoch", *numbers):
-        left = heading in {"ended", "start", "scheduler"}
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    old_task = any(row.old_task_f1 is not None for row in board.trials)
-    if old_task:
-        table.add_column("old task", justify="right", no_wrap=True)
-        table.add_column("forgotten", justify="right", no_wrap=True)
-    table.add_column("validation loss per epoch", no_wrap=True)
-    for row in board.trials:
-        table.add_row(
-            *_cells(row, searched, several=several, old_task=old_task),
-            style="bold" if row == board.winner else None,
-        )
-    _console().print(table)
-    if board.winner is not None:
-        print_line(_verdict(board.winner, board.baseline, against_baseline))
-
-
-def print_comparison(found: Compared) -> None:
-    """Print whether one trial is better than another."""
-    first, second, difference = found.first, found.second, found.difference
-    print_line(f"trial {first.number}: best F1 {first.best_f1:.2f} ({_configuration(first)})")
-    print_line(f"trial {second.number}: best F1 {second.best_f1:.2f} ({_configuration(second)})")
-    print_line(
-        f"difference {difference.mean:+.2f}, 95% interval {difference.low:+.2f} to "
-        f"{difference.high:+.2f}; trial {first.number} is better with probability "
-        f"{difference.p_better:.3f}"
-    )
-
-
-def _configuration(row: Row) -> str:
-    return ", ".join(
-        f"{_SHOWN[name]} {_value(row.params[name])}"
-        for name in ("start", "learning_rate", "weight_decay", "doc_stride", "batch_size")
-    )
-
-
-def _cells(row: Row, searched: list[str], *, several: bool, old_task: bool) -> list[str]:
-    ended = row.state.lower() + (f", {row.stop_reason}" if row.stop_reason else "")
-    params = [_value(row.params[name]) for name in searched]
-    epochs = row.params["epochs"]
-    best = f"{row.best_epoch} of {epochs}" if row.best_epoch else f"- of {epochs}"
-    best_f1, *others = (
-        "" if value is None else f"{value:.2f}"
-        for value in (row.best_f1, row.crossfit_f1, row.f1, row.threshold)
-    )
-    low_high = row.best_f1_interval
-    interval = "" if low_high is None else f"{low_high[0]:.1f} - {low_high[1]:.1f}"
-    scores = [best_f1, interval, *others]
-    if several:
-        scores.insert(0, "" if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})")
-    if old_task:
-        forgotten = (row.old_task_f1, row.old_task_drop)
-        scores += ["" if value is None else f"{value:.2f}" for value in forgotten]
-    losses = " ".join("nan" if loss is None else f"{loss:.3f}" for loss in row.val_loss)
-    return [str(row.number), ended, *params, best, *scores, losses]
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def _verdict(winner: Row, baseline: Row | None, against: Compared | None) -> str:
-    ended = f"pruned, {winner.stop_reason}" if winner.stop_reason else "complete"
-    line = (
-        f"Winner: trial {winner.number} ({ended}), start {winner.params['start']}, best F1 "
-        f"{winner.best_f1:.2f} in epoch {winner.best_epoch} with the threshold "
-        f"{winner.threshold:.2f}"
-    )
-    if baseline is None or baseline.best_f1 is None or winner.best_f1 is None:
-        return f"{line}."
-    if baseline.number == winner.number:
-        return f"{line}. It is the baseline."
-    gain = winner.best_f1 - baseline.best_f1
-    line += f"; the baseline (trial {baseline.number}) has {baseline.best_f1:.2f}: {gain:+.2f}"
-    if against is None:
-        return f"{line}."
-    low, high = against.difference.low, against.difference.high
-    sure = "" if low > 0 or high < 0 else ": which of them is better is not certain"
-    return f"{line}, 95% interval {low:+.2f} to {high:+.2f}{sure}."
+        screen.print(render(now))
 
 
 def watch(joined: JoinedStudy, launcher: Launcher) -> None:
@@ -222,12 +105,12 @@ def watch(joined: JoinedStudy, launcher: Launcher) -> None:
 
     An outage of the database ends neither: the workers wait for it, and so does the progress.
     """
-    console = _console()
-    teller = _Teller(joined, launcher, console)
+    screen = console()
+    teller = _Teller(joined, launcher, screen)
     with contextlib.ExitStack() as stack:
         live = None
-        if console.is_terminal:
-            live = stack.enter_context(Live(console=console, auto_refresh=False, transient=True))
+        if screen.is_terminal:
+            live = stack.enter_context(Live(console=screen, auto_refresh=False, transient=True))
         while True:
             working = launcher.working()
             now = teller.tell(live=live is not None)
@@ -240,7 +123,7 @@ def watch(joined: JoinedStudy, launcher: Launcher) -> None:
 
 def tell_deaths(joined: JoinedStudy, launcher: Launcher) -> None:
     """Print which workers have died since the last look."""
-    _Deaths(joined, launcher, _console()).tell()
+    _Deaths(joined, launcher, console()).tell()
 
 
 _DATABASE_ERRORS = (StorageError, OutageError, StorageInternalError, SQLAlchemyError)

@@ -38,8 +38,10 @@ class Study(Section):
 class Data(Section):
     """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions.
 
-    ``test``, where there is one, has no part in the search: the checkpoint that is exported is
-    measured on it.
+    A hub id as ``train`` gives its split "train", and as ``validation`` or ``test`` its split
+    "validation". ``test``, where there is one, has no part in the search: the checkpoint that is
+    exported is measured on it. It must hold other questions than the rest, about other contexts
+    than ``validation``.
     """
 
     train: str

@@ -123,6 +123,23 @@ def test_the_best_trial_of_the_winners_start_beside_that_of_each_other(made: Mad
         assert pair.difference.mean == pytest.approx(expected)
 
 
+def test_where_finals_decided_the_best_of_a_start_is_that_of_its_f1(made: MadeStudy):
+    """And not the one that comes first, by the mean over seeds."""
+    study = MadeStudy(made.folder, made.url, study={"name": "finals"},
+                      evaluation={"seeds": 2, "finalists": 2})  # fmt: skip
+    lucky = study.add(answers=answers(0.8, 0), start="v1")
+    steady = study.add(answers=answers(0.75, 1), start="v1")
+    other = study.add(answers=answers(0.5, 2))
+    study.add(answers=answers(0.4, 3), start="v1", **{REPEAT_OF: lucky})
+    again = study.add(answers=answers(0.74, 4), start="v1", **{REPEAT_OF: steady})
+    winner = leaderboard(study.joined).winner
+    pairs = sure_of(study).starts
+    study.close()
+    assert winner is not None
+    assert winner.number in (steady, again)
+    assert [numbers(pair) for pair in pairs] == [(lucky, other)]
+
+
 def test_a_start_whose_best_trial_has_no_answers_is_left_out(made: MadeStudy):
     made.add(answers=answers(0.9, 0))
     made.add(f1=[50.0], start="v1")
@@ -274,11 +291,18 @@ def test_the_command_compares(made: MadeStudy):
     }
     ended = run_cli("compare", "made", "1", "0", "--storage", made.url)
     assert (ended.code, ended.err) == (0, "")
-    one, other, line = ended.out.splitlines()
+    one, other, line, chosen = ended.out.splitlines()
     assert one.startswith(f"trial 1: best F1 {100 * scores(0.6, 1).mean():.2f} (start v1, ")
     assert other.startswith(f"trial 0: best F1 {100 * scores(0.5, 0).mean():.2f} (start v1, ")
     assert line.startswith(f"difference {mean_difference(scores(0.6, 1), scores(0.5, 0)):+.2f}, ")
-    assert "trial 1 is better with probability 1.000" in line
+    assert "trial 1 scores higher with probability 1.000" in line
+    flatters = "trial 1, the winner, was chosen for its score: the difference flatters it"
+    assert chosen == flatters
+    swapped = run_cli("compare", "made", "0", "1", "--storage", made.url)
+    assert swapped.out.splitlines()[3:] == [flatters]
+    made.add(answers=answers(0.7, 2))  # a new winner, so that the other two were not chosen
+    ended = run_cli("compare", "made", "1", "0", "--storage", made.url)
+    assert ended.out.splitlines() == [one, other, line]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from qa_hpo.config import RunConfig, load_run_config
 from qa_hpo.errors import InputError
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.results import export
-from qa_hpo.results.export import Exported, write_export
+from qa_hpo.results.export import Exported, check_place, write_export
 
 METRICS = {
     "exact": 40.0, "f1": 50.0, "total": 10, "HasAns_exact": 1.0, "HasAns_f1": 2.0,
@@ -102,6 +103,37 @@ def test_the_model_card(tmp_path: Path) -> None:
     assert "| dropout | the start’s own |" in card
 
 
+@pytest.mark.parametrize(
+    ("validation", "kind", "name", "config"),
+    [
+        ("rajpurkar/squad_v2", "rajpurkar/squad_v2", "rajpurkar/squad_v2", None),
+        ("rajpurkar/squad_v2:plain", "rajpurkar/squad_v2", "rajpurkar/squad_v2", "plain"),
+        ("/home/me/data/My Corpus, ünusual.json.gz", "my-corpus-unusual", None, None),
+        ("saved/validation", "validation", "validation", None),
+        ("問.json", "corpus", "問.json", None),
+    ],
+)
+def test_the_card_names_the_corpora_as_the_hub_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: str, kind: str, name: str | None,
+    config: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved" / "validation").mkdir(parents=True)
+    data = {**CONFIG["data"], "validation": validation}
+    changed = RunConfig.model_validate_json(json.dumps({**CONFIG, "data": data}))
+    test = {"f1": 1.0, "exact": 1.0, "f1_interval": None, "total": 7, "trials": 1}
+    facts = {"test": {**test, "data": "some/other"}}
+    write_export(exported(tmp_path, config=changed, facts=facts), tmp_path / "out")
+    results = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    # A hub id gives its validation split, whatever it is used for.
+    assert [result.dataset_split for result in results] == ["validation"] * 4
+    assert [result.dataset_type for result in results[2:]] == ["some/other"] * 2
+    for result in results[:2]:
+        assert result.dataset_type == kind
+        assert result.dataset_name == (name or "My Corpus, ünusual.json.gz")
+        assert result.dataset_config == config
+
+
 def test_the_card_without_articles_to_cross_fit_on(tmp_path: Path) -> None:
     record = EpochRecord(1, 2.5, 10.0, 1.0, 2.0, {**METRICS, "crossfit_f1": None})
     write_export(exported(tmp_path, records=[record], best=record), tmp_path / "out")
@@ -151,6 +183,21 @@ def test_what_is_there_is_left_alone_unless_forced(tmp_path: Path, what: str) ->
     assert write_export(new, out, force=True) is True
     assert json.loads((out / "metrics.json").read_text())["trial"] == 3
     assert names_in(tmp_path) == ["checkpoint", "out"]
+
+
+def test_a_place_can_be_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "out"
+    assert check_place(out) is False
+    assert not out.parent.exists()
+    write_export(exported(tmp_path), out)
+    assert check_place(out) is True  # it stays, and no other can be written there
+    assert check_place(out, force=True) is False
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="out: cannot be written: file is no folder"):
+        check_place(tmp_path / "file" / "new" / "out")
+    monkeypatch.setattr(export.os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="mine: cannot be written: nothing may be written to "):
+        check_place(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("before", ["nothing", "an older export"])

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from qa_hpo.config import StudyFile
-from qa_hpo.results.leaderboard import Leaderboard, leaderboard
+from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes, leaderboard
 from qa_hpo.results.progress import describe_trial
 from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.failures import Cause
@@ -33,7 +33,8 @@ FILE = {
 KEYS = [
     "number", "state", "stop_reason", "params", "best_epoch", "f1", "exact", "best_f1",
     "best_exact", "threshold", "crossfit_f1", "val_loss", "train_seconds", "worker",
-    "repeat_of", "seeds", "seeds_f1", "seeds_f1_sd", "best_f1_interval",
+    "repeat_of", "seeds", "seeds_f1", "seeds_f1_sd", "old_task_f1", "old_task_exact",
+    "old_task_f1_no_null", "old_task_drop", "old_task_drop_no_null", "best_f1_interval",
 ]  # fmt: skip
 
 
@@ -94,6 +95,25 @@ def test_a_study_in_which_everything_failed_has_no_winner(joined: JoinedStudy):
     assert board.baseline.state == "FAIL"
 
 
+def test_the_best_trial_of_each_start():
+    def row(number: int, start: str, best_f1: float | None, state: str = "COMPLETE") -> Row:
+        empty = dict.fromkeys(name for name, of in Row.model_fields.items() if of.is_required())
+        given = {"number": number, "state": state, "params": {"start": start}, "val_loss": []}
+        return Row(**{**empty, **given, "best_f1": best_f1})
+
+    rows = [
+        row(4, "v1", 70.0),  # the winner, by the mean of its seeds
+        row(5, "base", 61.0),
+        row(3, "v1", 72.0, "PRUNED"),
+        row(2, "v1", 72.0),
+        row(6, "v2", None, "PRUNED"),
+        row(1, "base", 99.0, "FAIL"),
+    ]
+    best = best_of_starts(rows)
+    assert [(start, row.number) for start, row in best.items()] == [("v1", 2), ("base", 5)]
+    assert [row.number for row in rows if competes(row)] == [4, 5, 3, 2]
+
+
 def test_the_json_of_a_row(joined: JoinedStudy):
     attributes = {
         "best_epoch": 2, "f1": 66.35, "exact": 62.73, "best_exact": 63.1, "threshold": -1.25,
@@ -114,38 +134,41 @@ def test_the_json_of_a_row(joined: JoinedStudy):
     row = board["winner"]
     assert row == board["baseline"] == board["trials"][0]
     assert list(row) == KEYS
-    assert row == {
-        "number": 0,
-        "state": "PRUNED",
-        "stop_reason": "overfitting",
-        "params": {
-            "learning_rate": 2e-5,
-            "epochs": 3,
-            "weight_decay": 0.01,
-            "doc_stride": 128,
-            "batch_size": 8,
-            "warmup": 0.0,
-            "scheduler": "linear",
-            "max_grad_norm": 1.0,
-            "dropout": None,
-            "start": "base",
-        },
-        "best_epoch": 2,
-        "f1": 66.35,
-        "exact": 62.73,
-        "best_f1": 0.30000000000000004,  # as stored
-        "best_exact": 63.1,
-        "threshold": -1.25,
-        "crossfit_f1": 66.9,
-        "val_loss": [1.235, 1.2170000000000001, None],
-        "train_seconds": 12.5,
-        "worker": "host:1",
-        "repeat_of": None,
-        "seeds": 1,
-        "seeds_f1": None,
-        "seeds_f1_sd": None,
-        "best_f1_interval": None,
-    }
+    assert (
+        row
+        == {
+            "number": 0,
+            "state": "PRUNED",
+            "stop_reason": "overfitting",
+            "params": {
+                "learning_rate": 2e-5,
+                "epochs": 3,
+                "weight_decay": 0.01,
+                "doc_stride": 128,
+                "batch_size": 8,
+                "warmup": 0.0,
+                "scheduler": "linear",
+                "max_grad_norm": 1.0,
+                "dropout": None,
+                "start": "base",
+            },
+            "best_epoch": 2,
+            "f1": 66.35,
+            "exact": 62.73,
+            "best_f1": 0.30000000000000004,  # as stored
+            "best_exact": 63.1,
+            "threshold": -1.25,
+            "crossfit_f1": 66.9,
+            "val_loss": [1.235, 1.2170000000000001, None],
+            "train_seconds": 12.5,
+            "worker": "host:1",
+            "repeat_of": None,
+            "seeds": 1,
+            "seeds_f1": None,
+            "seeds_f1_sd": None,
+            **dict.fromkeys(KEYS[-6:]),
+        }
+    )
 
 
 def test_numbers_that_are_not_finite_are_null(joined: JoinedStudy):

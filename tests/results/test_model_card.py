@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from cli_helpers import Ended, run_cli
+from qa_hpo import api
 from qa_hpo.config import Runtime
+from qa_hpo.errors import InputError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.predictor import QuestionAnswerer
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.paths import CachePaths
 from qa_hpo.results.export import write_export
-from qa_hpo.results.held_out import TESTED
+from qa_hpo.results.held_out import TESTED, known_scores
 from qa_hpo.results.publishing import judge
 from qa_hpo.results.select import exported_trial
 from qa_hpo.search.asking import Asked, ask
@@ -133,6 +138,9 @@ def test_its_numbers_are_those_of_the_metrics(out: Path) -> None:
 def test_its_metadata_are_those_that_the_hub_reads(out: Path) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     data = ModelCard.load(out / "README.md").data
+    for result in data.eval_results:
+        of = "test" if result.dataset_split == "test" else "validation"
+        assert (result.dataset_type, result.dataset_name) == (of, f"{of}.json")
     found = {
         (result.dataset_split, result.metric_type): result.metric_value
         for result in data.eval_results
@@ -166,3 +174,146 @@ def test_the_test_corpus_is_measured_once_for_each_trial(
             assert once_more.facts["test"] == exported
     with exported_trial(study, 0) as other:
         assert other.facts["test"]["trials"] == 2
+
+
+# ---------------------------------------------------------------------------- measuring it
+
+
+@pytest.fixture
+def untested(study: JoinedStudy) -> Iterator[JoinedStudy]:
+    """The study, as if none of its trials had been measured on the test corpus."""
+    attribute, test = study.optuna_study.user_attrs.get(TESTED, {}), Path(study.file.data.test)
+    content = test.read_bytes()
+    study.optuna_study.set_user_attr(TESTED, {})
+    yield study
+    study.optuna_study.set_user_attr(TESTED, attribute)
+    test.write_bytes(content)
+
+
+def export(study: JoinedStudy, out: Path, *options: str) -> Ended:
+    return run_cli("export", "tiny", out, "--storage", study.storage.url, *options)
+
+
+def remembered(study: JoinedStudy) -> dict[str, Any]:
+    found: dict[str, Any] = study.optuna_study.user_attrs[TESTED]
+    return found
+
+
+def something_else(out: Path, what: str) -> None:
+    if what == "no folder":
+        out.parent.write_text("in the way")
+        return
+    out.parent.mkdir()
+    if what == "a file":
+        out.write_text("my only copy")
+        return
+    out.mkdir()
+    if what == "a folder":
+        (out / "thesis.tex").write_text("my only copy")
+    else:
+        (out / "qa_hpo.toml").write_text("")
+        (out / "metrics.json").write_text('{"study": "tiny", "trial": 0}')
+
+
+@pytest.mark.parametrize("what", ["no folder", "a file", "a folder", "another export"])
+@pytest.mark.parametrize("how", ["command", "Python"])
+def test_nothing_is_fetched_or_measured_for_a_place_that_is_taken(
+    untested: JoinedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, how: str
+) -> None:
+    out = tmp_path / "above" / "out"
+    something_else(out, what)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("fetched or measured")
+
+    monkeypatch.setattr("qa_hpo.results.select.open_store", never)
+    monkeypatch.setattr("qa_hpo.results.held_out._measured", never)
+    words = "out: exists and holds something else; choose another folder"
+    if what == "no folder":
+        words = "out: cannot be written: above is no folder"
+    if what == "another export":
+        words += ", or --force"
+    if how == "command":
+        ended = export(untested, out)
+        assert ended.code == 2
+        assert ended.err == f"error: {out.parent}/{words}\n"
+    else:
+        with pytest.raises(InputError, match=re.escape(words)):
+            api.export("tiny", out, storage=untested.storage.url)
+    assert remembered(untested) == {}
+
+
+def test_without_the_test_corpus_it_is_exported_without_test_scores(
+    untested: JoinedStudy, tmp_path: Path
+) -> None:
+    test, out = Path(untested.file.data.test or ""), tmp_path / "out"
+    there = test.read_bytes()
+    test.unlink()
+    for verb in ("now holds", "holds"):
+        ended = export(untested, out)
+        assert ended.code == 0
+        assert f"{out} {verb} trial " in ended.out
+        (line,) = ended.err.splitlines()
+        assert "WARNING data.test: the trial is exported without test scores: " in line
+        assert f"{test}: no such file" in line
+    assert json.loads((out / "metrics.json").read_text())["test"] is None
+    assert "test questions" not in card(out)
+    assert remembered(untested) == {}
+
+    # It is there again: that is another export than the one in the folder.
+    test.write_bytes(there)
+    assert "exists and holds something else" in export(untested, out).err
+    assert remembered(untested) == {}
+    ended = export(untested, out, "--force")
+    assert (ended.code, ended.err) == (0, "")
+    scores = json.loads((out / "metrics.json").read_text())["test"]
+    assert scores["total"] == 40
+
+    # What was measured while it was there still counts when it is gone.
+    test.unlink()
+    ended = export(untested, tmp_path / "again")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["test"] == scores
+
+
+def test_other_questions_under_the_same_name_are_measured_again(
+    untested: JoinedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def measured(corpus: Any, *_: Any) -> dict[str, Any]:
+        seen.append(corpus.fingerprint)
+        return {"f1": 1.0, "exact": 1.0, "f1_interval": None, "total": len(corpus)}
+
+    monkeypatch.setattr("qa_hpo.results.held_out._measured", measured)
+    test = Path(untested.file.data.test or "")
+    for trial in ("0", "1"):
+        assert export(untested, tmp_path / trial, "--trial", trial).code == 0
+    assert len(seen) == 2
+    assert {scores["fingerprint"] for scores in remembered(untested).values()} == {seen[0]}
+    test.write_text(json.dumps(squad(30, seed=10)))
+    for out in ("new", "newer"):
+        assert export(untested, tmp_path / out, "--trial", "1").code == 0
+    assert len(seen) == 3
+    assert remembered(untested)["1"]["fingerprint"] == seen[2] != seen[0]
+    found = json.loads((tmp_path / "new" / "metrics.json").read_text())["test"]
+    assert (found["total"], found["trials"]) == (30, 1)
+
+
+def test_a_test_corpus_of_the_hub_is_kept_where_the_others_are(
+    untested: JoinedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def loaded(path: str, *_: Any, **options: Any) -> Any:
+        given.append((path, options))
+        raise OSError("no network")
+
+    monkeypatch.setenv("QA_HPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.load.load_dataset", loaded)
+    data = untested.file.data.model_copy(update={"test": "some/corpus"})
+    joined = replace(untested, file=untested.file.model_copy(update={"data": data}))
+    assert known_scores(joined, 1) == (None, None)
+    ((path, options),) = given
+    assert path == "some/corpus"
+    assert options == {"split": "validation", "cache_dir": str(tmp_path / "cache" / "datasets")}

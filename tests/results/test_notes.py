@@ -227,6 +227,21 @@ def test_the_mean_of_seeds(study: Callable[..., JoinedStudy]):
     winner = board.winner.model_copy(update=update)
     note = study_note(joined, board.model_copy(update={"winner": winner}))
     assert ["mean of 3 seeds", "63.50 ± 0.75"] in table(note, "")
+    assert "mean of seeds" not in note
+
+
+def test_leading_trials_have_their_means_of_seeds(study: Callable[..., JoinedStudy]):
+    joined = study()
+    three_trials(joined)
+    board = leaderboard(joined)
+    assert "mean of seeds" not in study_note(joined, board)
+    several = board.trials[1].model_copy(update={"seeds": 3, "seeds_f1": 63.505})
+    rows = [several, board.trials[0], board.trials[2]]
+    note = study_note(joined, board.model_copy(update={"trials": rows}))
+    leading = table(note, "Leading trials")
+    assert leading[0][3:6] == ["epoch", "mean of seeds", "F1 (%)"]
+    assert [line[4] for line in leading[1:]] == ["63.51 (3)", "–", "–"]
+    assert {len(line) for line in leading} == {9}
 
 
 # ---------------------------------------------------------------------------- a trial

@@ -28,6 +28,7 @@ from qa_hpo.results.plots import (
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
+from qa_hpo.search.trials import REPEAT_OF
 from qa_hpo.squad.answered import Answered
 from qa_hpo.squad.scoring import QuestionScores
 
@@ -165,6 +166,15 @@ def test_every_trial_stands_by_its_start():
     assert best["error_y"]["array"] == [0.5, 1.262]
     assert best["error_y"]["arrayminus"] == [1.0, 1.238]
     assert "The winner, trial 3, starts from v2 F1 71.24%." in title(plot)
+
+
+def test_where_finals_decide_the_best_of_a_start_has_the_highest_f1():
+    """The winner comes first, by the mean over seeds."""
+    rows = [row(2, 70.0, start="v1"), row(0, 72.0, start="v1"), row(1, 60.0)]
+    rows = [one.model_copy(update={"best_f1_interval": (50.0, 80.0)}) for one in rows]
+    plot = read(f1_by_start(rows))
+    assert named(plot, "best of its start, 95% interval")["customdata"] == [1, 0]
+    assert named(plot, "winner: trial 2")["y"] == [70.0]
 
 
 def test_the_jitter_parts_neighbours_and_is_the_same_each_time():
@@ -388,6 +398,22 @@ def test_pruned_trials_tell_what_matters_too(joined: JoinedStudy):
     assert both is not None
     assert complete is not None
     assert both["learning_rate"] != complete["learning_rate"]
+
+
+def test_runs_with_other_seeds_are_not_trials_of_their_own(joined: JoinedStudy):
+    add(joined, 20, lambda params: 70 - 5 * abs(np.log10(params["learning_rate"]) + 4))
+    before = importance_of(joined)
+    first = joined.optuna_study.get_trials()[7]
+    for lucky in (80.0, 81.0, 82.0):
+        again = create_trial(
+            params=first.params,
+            distributions=first.distributions,
+            value=lucky,
+            user_attrs={"best_f1": lucky, REPEAT_OF: first.number},
+        )
+        joined.optuna_study.add_trial(again)
+    assert before is not None
+    assert importance_of(joined) == before
 
 
 @pytest.mark.parametrize(("count", "told"), [(9, False), (10, True)])

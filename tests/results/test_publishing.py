@@ -341,6 +341,15 @@ def test_answers_that_are_gone_cost_a_line_of_one_plot(sqlite: MadeStudy):
     assert names == ["trial 0", "tuned threshold"]
 
 
+def test_a_failed_trials_answers_are_not_among_the_leading_ones(sqlite: MadeStudy):
+    """It may have left some, and a score, before it failed."""
+    sqlite.add(answers=answers(0))
+    sqlite.add(answers=answers(1), state=TrialState.FAIL, best_f1=99.0)
+    board = leaderboard(sqlite.joined)
+    assert [row.best_f1 for row in board.trials][1:] == [99.0]
+    assert list(publishing.leading_answers(sqlite.joined, board)) == [0]
+
+
 def test_answers_are_read_once(sqlite: MadeStudy, monkeypatch: pytest.MonkeyPatch):
     sqlite.add(answers=answers(0))
     publisher = Publisher(sqlite.joined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from operator import mul
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import Floats, Scenario, true_f1
 
+from qa_hpo.results import significance
+from qa_hpo.results.blocks import blocks
 from qa_hpo.results.significance import (
     Interval,
     difference,
@@ -244,6 +247,101 @@ class TestDifference:
 
     def test_one_article_has_no_interval(self):
         assert difference([0.5, 1.0], [0, 0], [3, 3]) is None
+
+
+class TestManyGroups:
+    """Of a corpus with a context for each question, or of very many articles."""
+
+    def test_of_up_to_500_none_is_merged(self):
+        (f1,), groups = random_study(3, 1, 500)
+        assert len(np.unique(groups)) == 500
+        index, sizes = blocks(groups)
+        assert index.tolist() == groups.tolist()
+        assert sizes.tolist() == np.bincount(groups).tolist()
+        counts = resamples(500)
+        residuals = np.bincount(groups, f1) - f1.mean() * sizes
+        shift = counts @ residuals / (counts @ sizes)
+        errors = [
+            np.sqrt((drawn * (residuals - mean * sizes) ** 2).sum()) / (drawn @ sizes)
+            for drawn, mean in zip(counts, shift, strict=True)
+        ]
+        error = np.sqrt((residuals**2).sum()) / sizes.sum()
+        ends = f1.mean() - error * np.quantile(shift / errors, [0.975, 0.025])
+        got = interval(f1, groups)
+        assert (got.low, got.high) == pytest.approx(tuple(100 * ends), rel=1e-9)
+
+    @pytest.mark.parametrize("articles", [501, 777, 20_000])
+    def test_more_are_merged_into_blocks_of_as_many_questions(self, articles):
+        _, groups = random_study(articles, 1, articles)
+        index, sizes = blocks(groups)
+        assert 400 <= len(sizes) <= 500
+        assert sizes.tolist() == np.bincount(index).tolist()
+        assert sizes.max() <= 2 * 6 + len(groups) / 500, "an article has six questions at most"
+        pairs = np.unique(np.stack([groups, index]), axis=1)
+        assert len(pairs[0]) == len(np.unique(groups)), "an article is in one block"
+        again, _ = blocks(groups)
+        assert again.tolist() == index.tolist()
+
+    def test_an_article_larger_than_a_block_leaves_none_empty(self):
+        groups = np.append(np.zeros(3000, dtype=int), np.arange(1, 1001))
+        index, sizes = blocks(groups)
+        assert sizes.min() >= 1
+        assert sizes.max() >= 3000
+        assert sizes.sum() == len(groups) == len(index)
+
+    @pytest.mark.parametrize("by_size", [0.0, 0.1])
+    def test_the_variance_of_the_mean_is_kept(self, by_size):
+        """Also where larger articles are easier."""
+        ratios = []
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            sizes = rng.integers(1, 7, 3000)
+            groups = np.repeat(np.arange(3000), sizes)
+            f1 = (by_size * sizes + rng.normal(0.4, 0.1, 3000))[groups]
+            index, merged = blocks(groups)
+            spreads = [
+                (np.bincount(of, f1 - f1.mean()) ** 2).sum() * len(each) / (len(each) - 1)
+                for of, each in ((groups, sizes), (index, merged))
+            ]
+            ratios.append(spreads[1] / spreads[0])
+        assert np.mean(ratios) == pytest.approx(1, abs=0.06)
+
+    def test_20_000_take_little_memory_and_agree_with_the_standard_error(self):
+        rng = np.random.default_rng(4)
+        groups = np.repeat(np.arange(20_000), rng.integers(1, 3, 20_000))
+        ease = rng.normal(0.5, 0.2, (2, 20_000))[:, groups]
+        a, b = np.clip(ease + rng.normal(0, 0.1, ease.shape), 0, 1)
+        none, margins = np.zeros(len(groups)), np.full(len(groups), -1.0)
+        trials = [answered(own, none, margins, groups) for own in (a, b)]
+        tracemalloc.start()
+        found = [
+            (interval(a, groups), a),
+            (tuned_interval(trials[0]), a),
+            (difference(a, b, groups), a - b),
+        ]
+        shares = probability_best(np.array([a, b]), groups)
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 200 * 2**20
+        assert kept < 50 * 2**20
+        assert shares.sum() == pytest.approx(1)
+        for got, scores in found:
+            _, error = mean_and_error(np.split(scores, np.flatnonzero(np.diff(groups)) + 1))
+            assert got.mean == pytest.approx(100 * scores.mean())
+            assert got.low == pytest.approx(got.mean - 196 * error, abs=0.15 * 196 * error)
+            assert got.high == pytest.approx(got.mean + 196 * error, abs=0.15 * 196 * error)
+
+    def test_rescoring_takes_memory_for_so_many_questions_at_once(self, monkeypatch):
+        study = random_answers(1, 2, 6)
+        whole = rescored(study, splits=10)
+        monkeypatch.setattr(significance, "_CELLS", 3 * len(study[0]))
+        asked = []
+        tuned = significance._tuned
+        monkeypatch.setattr(
+            significance, "_tuned", lambda *given: asked.append(len(given[1])) or tuned(*given)
+        )
+        assert rescored(study, splits=10) == whole
+        assert asked == [3, 3, 3, 3, 3, 3, 2] * 2
 
 
 def reference_best(f1: Floats, groups: np.ndarray, rng: np.random.Generator) -> Floats:

@@ -172,11 +172,10 @@ def test_the_finals_of_a_study_may_be_changed(sqlite: StudyStorage):
     scored(again, asked(again), 40.0)
     # A worker that joined before the change heeds it, too.
     assert asked(joined).trial.user_attrs[REPEAT_OF] == 0
+    evaluation = {"seeds": 3, "finalists": 1, "n_best": 5}
+    other = study_file(budget={"trials": 4}, evaluation=evaluation)
     with pytest.raises(StorageError, match=r"evaluation\.n_best"):
-        other = {"seeds": 3, "finalists": 1, "n_best": 5}
-        create_study(
-            study_file(budget={"trials": 4}, evaluation=other), sqlite, fingerprints=FINGERPRINTS
-        )
+        create_study(other, sqlite, fingerprints=FINGERPRINTS)
 
 
 def test_workers_in_parallel_keep_to_the_budget(storage: StudyStorage, storage_url: str):

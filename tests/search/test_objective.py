@@ -1,4 +1,5 @@
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,6 +268,27 @@ def test_only_the_leading_trials_checkpoints_are_kept(objective: Any, tmp_path: 
         exported_trial(some.joined, None),
     ):
         pass
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room\nat all"), ValueError(), KeyError("x")])
+def test_what_cannot_be_judged_is_a_trial_all_the_same(
+    objective: Any, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = objective(training={"epochs": 1}, search={"learning_rate": {"value": 1e-3}})
+
+    def judge(_: Any) -> dict[str, Any]:
+        raise error
+
+    some.judge = judge
+    with caplog.at_level(logging.WARNING, logger="qa_hpo.search.objective"):
+        trial = run(some)
+    assert trial.state is TrialState.COMPLETE
+    assert trial.user_attrs["best_f1"] is not None
+    assert "best_f1_interval" not in trial.user_attrs
+    (record,) = [r for r in caplog.records if r.name == "qa_hpo.search.objective"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"trial 0 is not judged: {type(error).__name__}")
+    assert len(record.getMessage().splitlines()) == 1
 
 
 def test_no_trial_has_finished(objective: Any) -> None:

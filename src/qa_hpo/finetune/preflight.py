@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
 from qa_hpo.config import Recipe, StudyFile
-from qa_hpo.errors import CheckpointError, WindowError
+from qa_hpo.errors import CheckpointError, CorpusError, WindowError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
     check_place,
@@ -53,6 +53,7 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
     if file.evaluation.old_task is not None:
         evaluation = file.evaluation
         old = inputs.corpus(file.evaluation.old_task, "validation", evaluation.old_task_limit)
+    test = _test(file, inputs, train, validation)
     described = {}
     checked: set[tuple[str, str, int]] = set()
     for name, start in file.starts.items():
@@ -73,8 +74,48 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
             if key not in checked:
                 checked.add(key)
                 _cut(file, inputs, checkpoint, corpus, stride, what or "evaluation")
-    test = None if file.data.test is None else inputs.corpus(file.data.test, "validation")
     return Preflight(train, validation, test, old, described)
+
+
+def _test(file: StudyFile, inputs: Inputs, train: Corpus, validation: Corpus) -> Corpus | None:
+    """Return the test questions, if the study has some: none that the search looks at.
+
+    Raises:
+        CorpusError: They are not there, or trials are trained or measured on some of them.
+    """
+    if file.data.test is None:
+        return None
+    test = inputs.corpus(file.data.test, "validation")
+    seen = {"data.validation": validation, "data.train": train}
+    for name, start in file.starts.items():
+        if isinstance(start, Recipe):
+            seen[f"starts.{name}.train"] = inputs.train_corpus(start.train, start.train_limit)
+    pairs = _pairs(test)
+    for place, corpus in seen.items():
+        theirs = set(_pairs(corpus))
+        shared = [i for i, pair in enumerate(pairs) if pair in theirs]
+        what = "are"
+        if not shared and corpus is validation:
+            contexts = {context for _, context in theirs}
+            shared = [i for i, (_, context) in enumerate(pairs) if context in contexts]
+            what = "have contexts that are"
+        if shared:
+            raise CorpusError(
+                f"data.test: {test.source}: {len(shared):,} of its {len(test):,} questions {what} "
+                f"in {place} ({corpus.source}) too, such as {test.ids[shared[0]]!r}; give a corpus "
+                "of other articles, which has no part in the search (of a hub id it is the split "
+                '"validation")'
+            )
+    return test
+
+
+def _pairs(corpus: Corpus) -> list[tuple[str, str]]:
+    """Return each question with its context; how words are spaced makes no other question."""
+    contexts = [" ".join(context.split()) for context in corpus.contexts]
+    return [
+        (" ".join(question.split()), contexts[number])
+        for question, number in zip(corpus.questions, corpus.context_index, strict=True)
+    ]
 
 
 def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.trial import TrialState
 
 from qa_hpo.errors import ArtifactError, InputError
-from qa_hpo.results.leaderboard import Leaderboard, Row
+from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes
 from qa_hpo.results.significance import (
     Difference,
     Rescored,
@@ -60,7 +59,8 @@ class Certainty:
             probability that it is truly the best of them; for the best of each start and the
             baseline as well.
         against_baseline: The winner and the baseline, where there is one and it is another trial.
-        starts: The best trial of the winner's start and the best one of each other start.
+        starts: The best trial of the winner's start and the best one of each other start, see
+            `best_of_starts`; where finals decided, the former may be another trial than the winner.
         rescored: The best F1 as it was chosen, and as it holds on articles that did not choose it.
     """
 
@@ -80,11 +80,11 @@ def certainty(joined: JoinedStudy, board: Leaderboard) -> Certainty | None:
     Raises:
         ArtifactError: The artifact store refuses.
     """
-    rows = [row for row in board.trials if _competes(row)]
+    rows = [row for row in board.trials if competes(row)]
     wanted = {row.number: row for row in rows[:_LEADING]}
-    best_of_starts = _best_of_starts(rows)
-    for row in (*best_of_starts, board.baseline):
-        if row is not None and _competes(row):
+    best = best_of_starts(rows)
+    for row in (*best.values(), board.baseline):
+        if row is not None and competes(row):
             wanted.setdefault(row.number, row)
     answers = _answers(joined, list(wanted))
     leading = [number for number in wanted if number in answers]
@@ -95,11 +95,15 @@ def certainty(joined: JoinedStudy, board: Leaderboard) -> Certainty | None:
     probabilities = probability_best(f1, groups)
     if probabilities is None:
         return None
-    own, *others = best_of_starts
+    own = best.pop(str(board.winner.params["start"]))
     return Certainty(
         dict(zip(leading, probabilities.tolist(), strict=True)),
         _compared(board.winner, board.baseline, answers),
-        tuple(found for other in others if (found := _compared(own, other, answers)) is not None),
+        tuple(
+            found
+            for other in best.values()
+            if (found := _compared(own, other, answers)) is not None
+        ),
         rescored([answers[number] for number in leading]),
     )
 
@@ -122,11 +126,13 @@ def compare(joined: JoinedStudy, board: Leaderboard, first: int, second: int) ->
             are of one article.
         ArtifactError: The artifact store refuses.
     """
-    rows = {row.number: row for row in board.trials if _competes(row)}
+    rows = {row.number: row for row in board.trials if competes(row)}
     for number in (first, second):
         if number not in rows:
             valid = ", ".join(map(str, sorted(rows))) or "none yet"
             raise InputError(f"{number} is not a finished trial; valid: {valid}")
+    if first == second:
+        raise InputError(f"{first} and {second} are one trial: give another one's number")
     answers = _answers(joined, [first, second])
     for number in (first, second):
         if number not in answers:
@@ -135,19 +141,6 @@ def compare(joined: JoinedStudy, board: Leaderboard, first: int, second: int) ->
     if found is None:
         raise InputError("the validation questions are of one article: nothing to compare by")
     return Compared(rows[first], rows[second], found)
-
-
-def _competes(row: Row) -> bool:
-    """Return whether a trial has finished with a score; one that failed may have left answers."""
-    return row.state != TrialState.FAIL.name and row.best_f1 is not None
-
-
-def _best_of_starts(rows: list[Row]) -> list[Row]:
-    """Return the best trial of each start; that of the winner comes first."""
-    best: dict[str, Row] = {}
-    for row in rows:
-        best.setdefault(str(row.params["start"]), row)
-    return list(best.values())
 
 
 def _compared(first: Row, second: Row | None, answers: Mapping[int, Answered]) -> Compared | None:

@@ -1,6 +1,7 @@
 """A finished run as a folder to take home: checkpoint, configuration, metrics and model card."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, new_folder, read_json, write_json, write_text
 from qa_hpo.results.model_card import model_card
 
-__all__ = ["Exported", "write_export"]
+__all__ = ["Exported", "check_place", "is_place_of", "taken", "write_export"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,10 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
     Raises:
         InputError: ``out`` exists and is not an export, or is another one and ``force`` is False.
     """
-    metrics = _metrics(export)
-    if _holds(out, metrics, export.checkpoint) and not force:
-        return False
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not (force and _is_export(out)):
-        remedy = "choose another folder" + (", or --force" if _is_export(out) else "")
-        raise InputError(f"{out}: exists and holds something else; {remedy}")
+    if check_place(out, force=force):
+        if is_place_of(out, export) and _holds(out, export.checkpoint):
+            return False
+        raise taken(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,7 +65,7 @@ def write_export(export: Exported, out: Path, *, force: bool = False) -> bool:
     with new_folder(out, replace=True) as folder:
         shutil.copytree(export.checkpoint, folder, dirs_exist_ok=True)
         write_text(folder / CONFIG_NAME, _configuration(export))
-        write_json(folder / METRICS_NAME, metrics)
+        write_json(folder / METRICS_NAME, _metrics(export))
         write_text(
             folder / "README.md",
             model_card(
@@ -87,17 +85,60 @@ def _pads_left(checkpoint: Path) -> bool:
     return path.is_file() and bool(read_json(path).get("padding_side") == "left")
 
 
+def check_place(out: Path, *, force: bool = False) -> bool:
+    """Look whether an export can be written to the folder ``out``.
+
+    Args:
+        out: The folder.
+        force: As for :func:`write_export`.
+
+    Returns:
+        Whether ``out`` holds an export that stays there: it is no place for any other.
+
+    Raises:
+        InputError: Nothing can be written there.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not _is_export(out):
+                raise taken(out)
+            if not force:
+                return True
+        above = next(parent for parent in out.absolute().parents if parent.exists())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be read: {error.strerror}") from None
+    if not above.is_dir():
+        raise InputError(f"{out}: cannot be written: {above.name} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{out}: cannot be written: nothing may be written to {above}")
+    return False
+
+
+def taken(out: Path) -> InputError:
+    """Return the error that the folder ``out`` holds something else."""
+    remedy = "choose another folder" + (", or --force" if _is_export(out) else "")
+    return InputError(f"{out}: exists and holds something else; {remedy}")
+
+
+def is_place_of(out: Path, export: Exported) -> bool:
+    """Return whether the export in the folder ``out`` says of itself what ``export`` would."""
+    try:
+        return bool(read_json(out / METRICS_NAME) == json.loads(json.dumps(_metrics(export))))
+    except (OSError, ValueError):
+        return False
+
+
 def _is_export(out: Path) -> bool:
     return all((out / name).is_file() for name in (CONFIG_NAME, METRICS_NAME))
 
 
-def _holds(out: Path, metrics: dict[str, Any], checkpoint: Path) -> bool:
+def _holds(out: Path, checkpoint: Path) -> bool:
+    """Return whether the files of ``checkpoint`` are in the folder ``out``, each of its size."""
     try:
-        whole = all(
+        return all(
             (out / file.name).stat().st_size == file.stat().st_size for file in checkpoint.iterdir()
         )
-        return whole and bool(read_json(out / METRICS_NAME) == json.loads(json.dumps(metrics)))
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

@@ -1,6 +1,7 @@
 """The leaderboard: a study's trials, best first."""
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -16,7 +17,7 @@ from qa_hpo.search.trials import (
     epoch_records,
 )
 
-__all__ = ["Leaderboard", "Row", "leaderboard"]
+__all__ = ["Leaderboard", "Row", "best_of_starts", "competes", "leaderboard"]
 
 
 class _Result(BaseModel):
@@ -52,7 +53,8 @@ class Row(_Result):
     seeds: int = 1
     """Finished runs of this configuration, this one included."""
     seeds_f1: float | None = None
-    """Mean best_f1 of these runs, where there are several: what finalists are ranked by."""
+    """Mean best_f1 of these runs, where there are several. Finalists are ranked by such means when
+    all of them have run with all their seeds, and by the best_f1 of single runs before."""
     seeds_f1_sd: float | None = None
     """Standard deviation of their best_f1."""
     old_task_f1: float | None = None
@@ -109,14 +111,32 @@ def leaderboard(joined: JoinedStudy) -> Leaderboard:
     baselines = [number for number, trial in latest.items() if BASELINE in trial.user_attrs]
     return Leaderboard(
         study=joined.file.study.name,
-        winner=next((row for row in ranked if _competes(row)), None),
+        winner=next((row for row in ranked if competes(row)), None),
         baseline=rows.get(latest[min(baselines)].number) if baselines else None,
         trials=ranked,
     )
 
 
-def _competes(row: Row) -> bool:
+def competes(row: Row) -> bool:
+    """Return whether a trial has finished with a score; one that failed may have left one, too."""
     return row.state != TrialState.FAIL.name and row.best_f1 is not None
+
+
+def best_of_starts(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return the best trial of each start, of those that compete.
+
+    It is the one with the highest best_f1, among equals the first one tried; means over seeds,
+    which only finalists have, have no part in it. Starts are in the order of the rows.
+    """
+    best: dict[str, Row] = {}
+    for row in filter(competes, rows):
+        start = str(row.params["start"])
+        best[start] = min(best.get(start, row), row, key=_by_f1)
+    return best
+
+
+def _by_f1(row: Row) -> tuple[float, int]:
+    return -(row.best_f1 or 0.0), row.number
 
 
 # Of a row's fields, those that are no user attributes of the trial.

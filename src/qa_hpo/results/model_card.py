@@ -1,6 +1,9 @@
 """The model card of an exported run, with the metadata that the hub reads."""
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -8,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from qa_hpo.config import RunConfig
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.paths import CONFIG_NAME
+from qa_hpo.squad.readers import is_hub_id
 
 __all__ = ["model_card"]
 
@@ -95,9 +99,7 @@ def _metadata(
     results = [
         EvalResult(
             task_type="question-answering",
-            dataset_type="squad_v2",
-            dataset_name=config.data.validation,
-            dataset_split="validation",
+            **{"dataset_split": "validation", **_dataset(config.data.validation)},
             metric_type=kind,
             metric_name=f"{kind} at its best threshold",
             metric_value=round(best.metrics[name], 4),
@@ -108,9 +110,7 @@ def _metadata(
         results += [
             EvalResult(
                 task_type="question-answering",
-                dataset_type="squad_v2",
-                dataset_name=test["data"],
-                dataset_split="test",
+                **{"dataset_split": "test", **_dataset(test["data"])},
                 metric_type=kind,
                 metric_name=f"{kind} at the threshold tuned on the validation questions",
                 metric_value=round(test[name], 4),
@@ -124,6 +124,18 @@ def _metadata(
         model_name=config.run.name,
         eval_results=results,
     )
+
+
+def _dataset(source: str) -> dict[str, Any]:
+    """Return what the hub is told of a corpus: its id there, else its file's name alone."""
+    path = Path(source).expanduser()
+    if is_hub_id(source) and not path.exists():
+        name, _, config = source.partition(":")
+        found = {"dataset_type": name, "dataset_name": name, "dataset_config": config or None}
+        return {**found, "dataset_split": "validation"}  # the one that is measured on, always
+    letters = unicodedata.normalize("NFKD", re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", path.name))
+    plain = re.sub(r"[^a-z0-9._-]+", "-", letters.encode("ascii", "ignore").decode().lower())
+    return {"dataset_type": plain.strip("-._") or "corpus", "dataset_name": path.name or source}
 
 
 def _summary(config: RunConfig, best: EpochRecord, origin: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Budget, Dimension, Recipe
-from qa_hpo.results.leaderboard import Leaderboard, Row
+from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes
 from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
@@ -41,21 +41,15 @@ def study_note(joined: JoinedStudy, board: Leaderboard) -> str:
     trials = joined.optuna_study.get_trials(deepcopy=False)
     parts = [f"# {_text(board.study)}", *_standing(joined, board)]
     parts += ["## Progress", _progress(trials, spent(joined.optuna_study, trials=trials), joined)]
-    leading = [row for row in board.trials if _competes(row)]
+    leading = [row for row in board.trials if competes(row)]
     if leading:
         parts += ["## Leading trials", _leading_table(joined, leading[:_LEADING])]
         parts += ["## The best trial of each start", _start_table(joined, leading)]
     if board.winner is not None:
-        parts += [
-            f"## Configuration of trial {board.winner.number}",
-            _parameters(board.winner.params),
-        ]
-    parts += [
-        "## What is searched",
-        _search(joined),
-        "## How to read these pages",
-        _reading(joined),
-    ]
+        heading = f"## Configuration of trial {board.winner.number}"
+        parts += [heading, _parameters(board.winner.params)]
+    parts += ["## What is searched", _search(joined)]
+    parts += ["## How to read these pages", _reading(joined)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,16 +146,18 @@ def _spent(used: Spent, budget: Budget) -> str:
     return ", ".join(f"{have} of {limit:g} {what}" for have, limit, what in shares if limit)
 
 
-def _leading_table(joined: JoinedStudy, rows: Iterable[Row]) -> str:
-    heads = ["trial", "start", "learning rate", "epoch", "F1 (%)", "threshold", "cross-fit F1"]
+def _leading_table(joined: JoinedStudy, rows: Sequence[Row]) -> str:
+    several = any(row.seeds_f1 is not None for row in rows)
+    heads = ["trial", "start", "learning rate", "epoch", *(["mean of seeds"] if several else [])]
     return _table(
-        [*heads, "ended"],
+        [*heads, "F1 (%)", "threshold", "cross-fit F1", "ended"],
         [
             [
                 _link(joined, row.number),
                 _text(row.params["start"]),
                 _value(row.params["learning_rate"]),
                 _epoch(row),
+                *([_mean(row)] if several else []),
                 _two(row.best_f1),
                 _two(row.threshold),
                 _two(row.crossfit_f1),
@@ -174,12 +170,13 @@ def _leading_table(joined: JoinedStudy, rows: Iterable[Row]) -> str:
 
 def _start_table(joined: JoinedStudy, rows: Sequence[Row]) -> str:
     lines = []
+    found = best_of_starts(rows)
     for start in joined.file.starts:
-        own = [row for row in rows if row.params["start"] == start]
-        if not own:
+        best = found.get(start)
+        if best is None:
             lines.append([_text(start), "0", _NONE, _NONE, _NONE])
             continue
-        best = max(own, key=lambda row: (row.best_f1 or 0.0, -row.number))
+        own = [row for row in rows if row.params["start"] == start]
         ends = best.best_f1_interval
         between = _NONE if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
         link = _link(joined, best.number)
@@ -365,10 +362,6 @@ def _parameters(params: dict[str, Any]) -> str:
     return _table(["parameter", "value"], sorted(rows, key=lambda row: row[0] != "start"))
 
 
-def _competes(row: Row) -> bool:
-    return row.best_f1 is not None and row.state != TrialState.FAIL.name
-
-
 def _epoch(row: Row) -> str:
     return f"{row.best_epoch or _NONE} of {row.params['epochs']}"
 
@@ -386,6 +379,10 @@ def _value(value: Any) -> str:
     if value is None:
         return "the start's own"
     return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+def _mean(row: Row) -> str:
+    return _NONE if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})"
 
 
 def _two(value: float | None) -> str:

@@ -30,10 +30,11 @@ from qa_hpo.results.drawing import (
     view,
     whiskers,
 )
-from qa_hpo.results.leaderboard import Row
+from qa_hpo.results.leaderboard import Row, best_of_starts, competes
 from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import STOP_REASONS
+from qa_hpo.search.trials import REPEAT_OF
 from qa_hpo.squad.answered import Answered
 
 __all__ = [
@@ -120,13 +121,14 @@ def f1_by_start(rows: Sequence[Row], *, baseline: Row | None = None) -> Figure:
     across = {
         row.number: place[_start(row)] + 0.6 * (row.number * 0.618034 % 1 - 0.5) for row in rows
     }
-    traces, ticks, leading = [], [], []
+    traces, ticks = [], []
     for start, colour in colours.items():
         own = [row for row in scored if _start(row) == start]
         ticks.append(f"{label(start)}<br>{count(len(own), 'trial')}")
-        leading += own[:1]
         marker = {"color": colour, "size": _size(scored), "opacity": 0.75}
         traces.append(_points(own, across, label(start), marker=marker, showlegend=False))
+    best = best_of_starts(scored)
+    leading = [best[start] for start in colours if start in best]
     judged = [row for row in leading if row.best_f1_interval is not None]
     if judged:
         error = whiskers([(_f1(row), *(row.best_f1_interval or ())) for row in judged])
@@ -270,12 +272,13 @@ def time_by_reason(rows: Sequence[Row]) -> Figure:
 def importance_of(joined: JoinedStudy) -> dict[str, float] | None:
     """Return how much each searched parameter decides whether a trial is among the best.
 
-    Of the parameters that all trials that compete have, with PED-ANOVA.
+    Of the parameters that all trials that compete have, with PED-ANOVA. A configuration counts
+    once: its runs with other seeds say the same again.
 
     Returns:
         Shares of 1, the greatest first; None where too few trials or parameters vary.
     """
-    trials = finished_trials(joined)
+    trials = [t for t in finished_trials(joined) if REPEAT_OF not in t.user_attrs]
     values = [float(trial.user_attrs["best_f1"]) for trial in trials]
     common = set.intersection(*(set(trial.params) for trial in trials)) if trials else set()
     varied = [
@@ -362,7 +365,7 @@ def _marked(
         (baseline, "baseline", "diamond", 12),
         (winner, "winner", "star", 16),
     ):
-        if row is not None and _competes(row) and row.number in across:
+        if row is not None and competes(row) and row.number in across:
             marker = edged(colours[_start(row)], symbol, size)
             traces.append(_points([row], across, f"{what}: trial {row.number}", marker=marker))
     return traces
@@ -380,12 +383,8 @@ def _is(row: Row, state: TrialState) -> bool:
     return row.state == state.name
 
 
-def _competes(row: Row) -> bool:
-    return row.best_f1 is not None and not _is(row, TrialState.FAIL)
-
-
 def _competing(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if _competes(row)]
+    return [row for row in rows if competes(row)]
 
 
 def _ending(row: Row) -> str:

@@ -12,7 +12,7 @@ from optuna_dashboard._note import note_str_key_prefix, note_ver_key, split_body
 from plotly.graph_objects import Figure
 
 from qa_hpo.errors import ArtifactError
-from qa_hpo.results.leaderboard import Leaderboard, leaderboard
+from qa_hpo.results.leaderboard import Leaderboard, competes, leaderboard
 from qa_hpo.results.notes import study_note, trial_note
 from qa_hpo.results.plots import f1_by_start, f1_by_threshold, loss_curves
 from qa_hpo.results.significance import tuned_interval
@@ -64,7 +64,7 @@ def leading_answers(
     """
     known = known or {}
     trials = {trial.number: trial for trial in joined.optuna_study.get_trials(deepcopy=False)}
-    leading = [row.number for row in board.trials if row.best_f1 is not None]
+    leading = [row.number for row in board.trials if competes(row)]
     found = {
         number: known.get(number) or read_answers(joined, trials[number])
         for number in leading[: joined.file.artifacts.keep]

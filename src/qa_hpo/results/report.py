@@ -45,9 +45,9 @@ _TERMS = (
     "trials were stopped early, and compete with what they had reached."
 )
 _DIFFERENCES = (
-    "Differences are paired by question, and their intervals are of a bootstrap by article. They "
-    "do not allow for the trials' having been chosen for their F1; the probability to be the best "
-    "does."
+    "Differences are paired by question, and their intervals are of a bootstrap by articles "
+    "(contexts, where the corpus names no articles). They do not allow for the trials' "
+    "having been chosen for their F1; the probability to be the best does."
 )
 _COLUMNS = (
     "F1 is in percent. Epoch: the best one, of those planned. Best F1: at the tuned threshold, "

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
 from qa_hpo.results.certainty import Certainty, certainty
-from qa_hpo.results.leaderboard import Leaderboard, Row, leaderboard
+from qa_hpo.results.leaderboard import Leaderboard, Row, competes, leaderboard
 from qa_hpo.results.plots import importance_of
 from qa_hpo.results.pruning_price import PruningPrice, pruning_price
 from qa_hpo.search.budget import BEGUN, Spent, spent
@@ -137,7 +137,7 @@ class Report:
     @property
     def measured(self) -> list[Row]:
         """The trials that compete, the winner first."""
-        return [row for row in self.board.trials if _competes(row)]
+        return [row for row in self.board.trials if competes(row)]
 
 
 def study_report(joined: JoinedStudy) -> Report:
@@ -167,14 +167,10 @@ def study_report(joined: JoinedStudy) -> Report:
     )
 
 
-def _competes(row: Row) -> bool:
-    return row.best_f1 is not None and row.state != TrialState.FAIL.name
-
-
 def _leading_answers(
     joined: JoinedStudy, board: Leaderboard, trials: Mapping[int, FrozenTrial]
 ) -> dict[int, Answered]:
-    leading = [row.number for row in board.trials if _competes(row)][:_COMPARED]
+    leading = [row.number for row in board.trials if competes(row)][:_COMPARED]
     found = {number: read_answers(joined, trials[number]) for number in leading}
     return {number: answered for number, answered in found.items() if answered is not None}
 

@@ -3,6 +3,7 @@
 A sentence that needs what is not there is left out, or says so.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from qa_hpo.config import Pruning, Recipe
 from qa_hpo.results.certainty import Certainty, Compared
 from qa_hpo.results.drawing import count
-from qa_hpo.results.leaderboard import Row
+from qa_hpo.results.leaderboard import Row, best_of_starts
 from qa_hpo.results.report_data import Report
 from qa_hpo.results.significance import Difference
 from qa_hpo.search.pruning import STOP_REASONS
@@ -78,8 +79,10 @@ def answer(report: Report) -> list[Paragraph]:
 
 def _winner(report: Report, winner: Row) -> str:
     start = str(winner.params["start"])
-    text = f"Trial {winner.number} wins. It fine-tunes the start {start} "
-    text += f"({start_in_words(report, start)})"
+    text = f"Trial {winner.number} wins. It"
+    if winner.seeds_f1 is not None:
+        text = f"Trial {winner.number} wins. {_mean(winner)}. Trial {winner.number}"
+    text += f" fine-tunes the start {start} ({start_in_words(report, start)})"
     others = [name for name in report.searched if name != "start"]
     if others:
         text += f" with {_parameters(winner, others)}"
@@ -87,7 +90,21 @@ def _winner(report: Report, winner: Row) -> str:
     text += f": F1 {_percent(winner.best_f1)}"
     if winner.threshold is not None:
         text += f" at the no-answer threshold {winner.threshold:.2f}"
-    return f"{text}. {_ending(report.file.pruning, winner)}"
+    text += f". {_ending(report.file.pruning, winner)}"
+    if winner.seeds_f1 is not None:
+        text += (
+            " Its checkpoint, of this single run, is what is exported, and what the interval, the "
+            "probability to be the best and the comparison with the baseline are of."
+        )
+    return text
+
+
+def _mean(winner: Row) -> str:
+    text = f"The {count(winner.seeds, 'run')} of its configuration, with different seeds, have F1 "
+    text += f"{_percent(winner.seeds_f1)} on average"
+    if winner.seeds_f1_sd is not None:
+        text += f", with a standard deviation of {winner.seeds_f1_sd:.2f} points"
+    return text
 
 
 def _ending(pruning: Pruning, row: Row) -> str:
@@ -147,11 +164,10 @@ def _scores(report: Report, winner: Row) -> str:
 def _seeds(winner: Row) -> str:
     if winner.seeds_f1 is None:
         return ""
-    text = f"{count(winner.seeds, 'run')} of this configuration with different seeds have F1 "
-    text += f"{_percent(winner.seeds_f1)} on average"
-    if winner.seeds_f1_sd is not None:
-        text += f", with a standard deviation of {winner.seeds_f1_sd:.2f} points"
-    return f"{text}. Configurations with several runs rank first, by this mean."
+    return (
+        "Means over seeds decide only when all finalists have run with all their seeds; until "
+        "then, the highest F1 of a single run does."
+    )
 
 
 def _probability(report: Report, winner: Row) -> str:
@@ -216,10 +232,8 @@ def _against(report: Report, winner: Row, baseline_f1: float) -> str:
         gain = (winner.best_f1 or 0.0) - baseline_f1
         why = report.unsure or "what the baseline answered is not kept"
         return f"The winner has {gain:+.2f} points; how sure that is, is not known: {why}."
-    return (
-        f"The winner has {_points(compared.difference)}: "
-        f"{_verdict(compared.difference, 'the winner', 'the baseline')}."
-    )
+    verdict = _verdict(compared.difference, "the winner's checkpoint", "the baseline's")
+    return f"The winner has {_points(compared.difference)}: {verdict}."
 
 
 def _starts(report: Report, winner: Row) -> str:
@@ -227,20 +241,20 @@ def _starts(report: Report, winner: Row) -> str:
     choices = [str(start) for start in dimension.values()] if dimension else []
     if len(choices) < 2:
         return f"There is one start, {winner.params['start']}."
-    trials = {
-        start: [row for row in report.measured if row.params["start"] == start] for start in choices
-    }
+    trials = Counter(str(row.params["start"]) for row in report.measured)
     own = str(winner.params["start"])
     missing = [start for start in choices if not trials[start]]
     sentences = [f"No trial from {start} has been measured." for start in missing]
     others = [start for start in choices if trials[start] and start != own]
     compared = {} if report.sure is None else _by_start(report.sure)
-    said = [_start_against(trials[start], compared.get(start), report) for start in others]
+    best = best_of_starts(report.measured)
+    said = [_start_against(best[s], trials[s], compared.get(s), report) for s in others]
     if said:
-        has = count(len(trials[own]), "trial")
-        lead = f"The best trial from {own} ({has}), beside the best from each other start: "
+        has = count(trials[own], "trial")
+        who = "" if best[own].number == winner.number else f", trial {best[own].number}"
+        lead = f"The best trial from {own}{who} ({has}), beside the best from each other start: "
         sentences.insert(0, f"{lead}{'; '.join(said)}.")
-        if len({len(rows) for rows in trials.values() if rows}) > 1:
+        if len({trials[start] for start in (own, *others)}) > 1:
             sentences.append("A start with more trials has had more chances.")
     return " ".join(sentences)
 
@@ -249,24 +263,25 @@ def _by_start(sure: Certainty) -> dict[str, Compared]:
     return {str(found.second.params["start"]): found for found in sure.starts}
 
 
-def _start_against(rows: Sequence[Row], compared: Compared | None, report: Report) -> str:
-    best = rows[0]
+def _start_against(best: Row, trials: int, compared: Compared | None, report: Report) -> str:
     start = best.params["start"]
-    text = f"{start} ({count(len(rows), 'trial')}, best F1 {_percent(best.best_f1)})"
+    text = f"{start} ({count(trials, 'trial')}, best F1 {_percent(best.best_f1)})"
     if compared is None:
         why = report.unsure or f"what trial {best.number} answered is not kept"
         return f"{text}: how far they differ is not known, {why}"
     difference = compared.difference
-    own = compared.first.params["start"]
-    return f"{text}: {_points(difference)}, {_verdict(difference, str(own), str(start))}"
+    first, second = (
+        f"the best checkpoint from {row.params['start']}" for row in (compared.first, best)
+    )
+    return f"{text}: {_points(difference)}, {_verdict(difference, first, second)}"
 
 
 def _verdict(difference: Difference, first: str, second: str) -> str:
     if difference.low > 0:
-        return f"{first} is better"
+        return f"{first} scores higher"
     if difference.high < 0:
-        return f"{second} is better"
-    return f"{first} is not distinguishable from {second}"
+        return f"{second} scores higher"
+    return "which of them scores higher is not certain"
 
 
 def _choosing(report: Report) -> str:
@@ -320,21 +335,16 @@ def _pruning(report: Report) -> str:
 
 
 def _cost(report: Report) -> str:
-    controls, lost, best_lost = (
-        report.price.controls,
-        report.price.f1_lost,
-        report.price.best_lost,
-    )
+    price = report.price
+    controls, lost, best_lost = price.controls, price.f1_lost, price.best_lost
     if lost is None or best_lost is None:
         if report.file.pruning.control_fraction > 0:
             return "What it cost is not known: no control, a trial that is never pruned, has ended."
         return "What it cost is not known: there are no controls (set pruning.control_fraction)."
     would = [control for control in controls if control.stop is not None]
-    are = (
-        "1 trial was a control, which is"
-        if len(controls) == 1
-        else (f"{len(controls)} trials were controls, which are")
-    )
+    are = "1 trial was a control, which is"
+    if len(controls) > 1:
+        are = f"{len(controls)} trials were controls, which are"
     text = f"{are} never pruned: pruning would have ended {len(would)} of them early"
     if not would:
         return f"{text}, so that it would have cost them nothing."

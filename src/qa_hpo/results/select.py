@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from qa_hpo.config import Run, RunConfig, Runtime
 from qa_hpo.errors import ArtifactError, InputError
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.results.certainty import certainty, compare
-from qa_hpo.results.export import Exported
-from qa_hpo.results.held_out import held_out_scores
+from qa_hpo.results.export import Exported, check_place, is_place_of, taken
+from qa_hpo.results.held_out import held_out_scores, known_scores
 from qa_hpo.results.leaderboard import leaderboard
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
@@ -50,17 +51,24 @@ def run_config(joined: JoinedStudy, trial: FrozenTrial) -> RunConfig:
 
 
 @contextlib.contextmanager
-def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported]:
+def exported_trial(
+    joined: JoinedStudy, number: int | None, *, out: Path | None = None, force: bool = False
+) -> Iterator[Exported]:
     """Give what is exported of a trial, its checkpoint fetched from the artifact store.
 
     Args:
         joined: The study.
         number: The trial's number; the winner's if None.
+        out: The folder to which it is to be written. Where it cannot be, nothing is fetched, and
+            nothing measured.
+        force: Whether another export may be replaced there.
 
     Raises:
-        InputError: There is no such finished trial, or its checkpoint is not kept.
+        InputError: There is no such finished trial, or its checkpoint is not kept; or ``out``
+            holds something else.
         ArtifactError: The checkpoint that should be there is not, or the store refuses.
     """
+    stays = out is not None and check_place(out, force=force)
     ranked = finished_trials(joined)
     if not ranked:
         raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
@@ -86,10 +94,9 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
         ended = f"pruned: {trial.user_attrs.get(STOP_REASON)}"
     with tempfile.TemporaryDirectory(prefix="qa_hpo-export-") as folder:
         checkpoint = Path(folder) / "checkpoint"
-        open_store(artifacts.folder).get(what.checkpoint, checkpoint)
-        config = run_config(joined, trial)
-        yield Exported(
-            config=config,
+        test, unmeasured = known_scores(joined, trial.number)
+        exported = Exported(
+            config=run_config(joined, trial),
             checkpoint=checkpoint,
             records=records,
             best=best,
@@ -100,11 +107,20 @@ def exported_trial(joined: JoinedStudy, number: int | None) -> Iterator[Exported
                 "state": trial.state.name,
                 "stop_reason": trial.user_attrs.get(STOP_REASON),
                 **_standing(joined, trial.number),
-                "test": held_out_scores(
-                    joined, trial.number, config, checkpoint, best.metrics["best_f1_thresh"]
-                ),
+                "test": test,
             },
         )
+        # What is still to be measured can be in no export that is there.
+        if out is not None and stays and (unmeasured is not None or not is_place_of(out, exported)):
+            raise taken(out)
+        open_store(artifacts.folder).get(what.checkpoint, checkpoint)
+        if unmeasured is not None:
+            threshold = best.metrics["best_f1_thresh"]
+            test = held_out_scores(
+                joined, trial.number, unmeasured, exported.config, checkpoint, threshold
+            )
+            exported = replace(exported, facts={**exported.facts, "test": test})
+        yield exported
 
 
 def _standing(joined: JoinedStudy, number: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Questions of one article are alike, so that the article is what is drawn here, and never a
 question. Whatever makes a question hard is common to all trials: it widens the interval of one
-trial's F1, and cancels where trials are compared.
+trial's F1, and cancels where trials are compared. Very many articles are drawn by blocks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_hpo.results.blocks import blocks
 from qa_hpo.squad.answered import Answered
 
 __all__ = [
@@ -34,6 +35,7 @@ Groups = NDArray[np.integer[Any]]
 _RESAMPLES = 4000  # the end of a 95% interval is then known to a twentieth of a standard error
 _CANDIDATES = 200  # thresholds at these quantiles of the margins are as good as at all margins
 _DRAWS = 8192  # a probability is then known to 0.006
+_CELLS = 2**22  # of a matrix of halves and questions at once
 _TINY = 1e-12  # in the unit of the scores, far below what one question can change
 _CONTENDER = 5.0  # so many standard errors behind the top one, no trial is the best
 
@@ -105,7 +107,7 @@ def interval(
     Raises:
         ValueError: if the shapes do not fit, or the confidence is not between 0 and 1.
     """
-    index, sizes = _articles(groups)
+    index, sizes = blocks(groups)
     sums = _sums(f1, index)
     if len(sizes) < 2:
         return None
@@ -123,7 +125,7 @@ def tuned_interval(trial: Answered, *, confidence: float = 0.95, seed: int = 0) 
     Raises:
         ValueError: if there is no question, or the confidence is not between 0 and 1.
     """
-    index, sizes = _articles(trial.groups)
+    index, sizes = blocks(trial.groups)
     if len(sizes) < 2:
         return None
     scores, margins = trial.scores, trial.scores.null_margin
@@ -159,21 +161,12 @@ def difference(
     Raises:
         ValueError: if the shapes do not fit, or the confidence is not between 0 and 1.
     """
-    index, sizes = _articles(groups)
+    index, sizes = blocks(groups)
     sums = _sums(a, index) - _sums(b, index)
     if len(sizes) < 2:
         return None
     mean, low, high, above = _studentised(sums[:, None], 0, sizes, confidence, seed)
     return Difference(mean, max(low, -100.0), min(high, 100.0), above)
-
-
-def _articles(groups: Groups) -> tuple[NDArray[np.intp], Floats]:
-    """The article of each question, counted from 0, and each article's number of questions."""
-    groups = np.asarray(groups)
-    if groups.ndim != 1 or len(groups) == 0:
-        raise ValueError(f"groups of shape {groups.shape}: expected one of each question")
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return index, sizes.astype(np.float64)
 
 
 def _sums(f1: Floats, index: NDArray[np.intp]) -> Floats:
@@ -185,7 +178,7 @@ def _sums(f1: Floats, index: NDArray[np.intp]) -> Floats:
     return np.round(np.bincount(index, weights=f1), 9)
 
 
-@lru_cache(maxsize=1)  # all trials of a study have the same articles
+@lru_cache(maxsize=1)  # all trials of a study have the same articles, and blocks keep it small
 def _counts(articles: int, seed: int) -> Floats:
     """(resamples, articles) how often each article is drawn, with replacement."""
     chances = np.full(articles, 1 / articles)
@@ -253,7 +246,7 @@ def probability_best(f1: Floats, groups: Groups, *, seed: int = 0) -> Floats | N
     Raises:
         ValueError: if the shapes do not fit, or there is no trial.
     """
-    index, sizes = _articles(groups)
+    index, sizes = blocks(groups)
     f1 = np.asarray(f1, dtype=np.float64).round(9)  # as in `_sums`
     if f1.ndim != 2 or len(f1) == 0:
         raise ValueError(f"scores of shape {f1.shape}: expected those of each trial")
@@ -358,7 +351,7 @@ def rescored(
     """
     if not trials or splits < 1:
         raise ValueError(f"{len(trials)} trials and {splits} splits: expected one at least")
-    index, sizes = _articles(trials[0].groups if groups is None else groups)
+    index, sizes = blocks(trials[0].groups if groups is None else groups)
     if len(trials[0]) != len(index):
         raise ValueError(f"groups of {len(index)} questions, but {len(trials[0])} answers")
     if any(not np.array_equal(trial.groups, trials[0].groups) for trial in trials):
@@ -368,7 +361,9 @@ def rescored(
     first = np.tile(np.arange(len(sizes)) < len(sizes) // 2, (splits, 1))
     in_first = np.random.default_rng(seed).permuted(first, axis=1)
     halves = np.concatenate([in_first, ~in_first])[:, index]
-    scored = np.array([_tuned(trial, halves) for trial in trials])
+    at_once = max(1, _CELLS // len(index))  # so that memory does not grow with the questions
+    parts = [halves[begin : begin + at_once] for begin in range(0, 2 * splits, at_once)]
+    scored = np.array([np.hstack([_tuned(trial, part) for part in parts]) for trial in trials])
     # Rounded, so that the noise of a sum in floating point does not decide between equals.
     chosen = np.round(scored[:, 0], 9).argmax(axis=0)
     outside = scored[chosen, 1, np.arange(2 * splits)]

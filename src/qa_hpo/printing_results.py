@@ -1,0 +1,156 @@
+"""What commands print of a study's results."""
+
+from typing import Any
+
+from rich.table import Table
+
+from qa_hpo.config import StudyFile
+from qa_hpo.printing import console, print_line
+from qa_hpo.results.certainty import Compared
+from qa_hpo.results.leaderboard import Leaderboard, Row
+
+__all__ = ["print_comparison", "print_leaderboard"]
+
+_WORDS = {"ended", "start", "scheduler", "validation loss per epoch"}
+# Columns that are left out, one after the other, where a terminal is too narrow for all.
+_DISPENSABLE = (
+    *("validation loss per epoch", "F1 at 0", "clip", "scheduler", "dropout", "warmup", "batch"),
+    *("stride", "decay", "cross-fit", "forgotten", "threshold", "epoch", "mean of seeds"),
+    *("learning rate", "95% interval", "old task"),
+)
+# What a leaderboard calls the parameters, in the order of its columns.
+_SHOWN = {
+    "start": "start",
+    "learning_rate": "learning rate",
+    "weight_decay": "decay",
+    "doc_stride": "stride",
+    "batch_size": "batch",
+    "warmup": "warmup",
+    "scheduler": "scheduler",
+    "max_grad_norm": "clip",
+    "dropout": "dropout",
+}
+
+
+def print_leaderboard(
+    board: Leaderboard, file: StudyFile, against_baseline: Compared | None = None
+) -> None:
+    """Print a study's trials, best first, and the best against the baseline.
+
+    Args:
+        board: The leaderboard.
+        file: The study, which tells what is searched: only that has columns.
+        against_baseline: The winner and the baseline, if they can be compared.
+    """
+    screen = console()
+    columns = _columns(board, [name for name in _SHOWN if name in file.search])
+    for heading in _DISPENSABLE:
+        if sum(_width(heading, cells) + 2 for heading, cells in columns.items()) <= screen.width:
+            break
+        columns.pop(heading, None)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title=None)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in _WORDS else "right", no_wrap=True)
+    for row, cells in zip(board.trials, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*cells, style="bold" if row == board.winner else None)
+    screen.print(table)
+    if board.winner is not None:
+        print_line(_verdict(board.winner, board.baseline, against_baseline))
+
+
+def print_comparison(found: Compared, winner: Row | None = None) -> None:
+    """Print which of two trials' checkpoints scores higher, and whether one is the winner."""
+    first, second, difference = found.first, found.second, found.difference
+    print_line(f"trial {first.number}: best F1 {first.best_f1:.2f} ({_configuration(first)})")
+    print_line(f"trial {second.number}: best F1 {second.best_f1:.2f} ({_configuration(second)})")
+    print_line(
+        f"difference {difference.mean:+.2f}, 95% interval {difference.low:+.2f} to "
+        f"{difference.high:+.2f}; trial {first.number} scores higher with probability "
+        f"{difference.p_better:.3f}"
+    )
+    if winner is not None and winner.number in (first.number, second.number):
+        chosen = f"trial {winner.number}, the winner, was chosen for its score"
+        print_line(f"{chosen}: the difference flatters it")
+
+
+def _configuration(row: Row) -> str:
+    return ", ".join(
+        f"{_SHOWN[name]} {_value(row.params[name])}"
+        for name in ("start", "learning_rate", "weight_decay", "doc_stride", "batch_size")
+    )
+
+
+def _width(heading: str, cells: list[str]) -> int:
+    return max(map(len, [heading, *cells]))
+
+
+def _columns(board: Leaderboard, searched: list[str]) -> dict[str, list[str]]:
+    """Return the leaderboard's cells by their column's heading; columns without any are not there.
+
+    Args:
+        board: The leaderboard.
+        searched: The parameters that have columns.
+    """
+    columns: dict[str, list[str]] = {}
+    for row in board.trials:
+        for heading, cell in _cells(row, searched).items():
+            columns.setdefault(heading, []).append(cell)
+    optional = {"mean of seeds", "old task", "forgotten"}
+    return {
+        heading: cells
+        for heading, cells in columns.items()
+        if heading not in optional or any(cells)
+    }
+
+
+def _cells(row: Row, searched: list[str]) -> dict[str, str]:
+    ended = row.state.lower() + (f", {row.stop_reason}" if row.stop_reason else "")
+    interval = row.best_f1_interval
+    seeds = "" if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})"
+    return {
+        "trial": str(row.number),
+        "ended": ended,
+        **{_SHOWN[name]: _value(row.params[name]) for name in searched},
+        "epoch": f"{row.best_epoch or '-'} of {row.params['epochs']}",
+        "mean of seeds": seeds,
+        "best F1": _score(row.best_f1),
+        "95% interval": "" if interval is None else f"{interval[0]:.1f} - {interval[1]:.1f}",
+        "cross-fit": _score(row.crossfit_f1),
+        "F1 at 0": _score(row.f1),
+        "threshold": _score(row.threshold),
+        "old task": _score(row.old_task_f1),
+        "forgotten": _score(row.old_task_drop),
+        "validation loss per epoch": " ".join(
+            "nan" if loss is None else f"{loss:.3f}" for loss in row.val_loss
+        ),
+    }
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _verdict(winner: Row, baseline: Row | None, against: Compared | None) -> str:
+    ended = f"pruned, {winner.stop_reason}" if winner.stop_reason else "complete"
+    line = (
+        f"Winner: trial {winner.number} ({ended}), start {winner.params['start']}, best F1 "
+        f"{winner.best_f1:.2f} in epoch {winner.best_epoch} with the threshold "
+        f"{winner.threshold:.2f}"
+    )
+    if baseline is None or baseline.best_f1 is None or winner.best_f1 is None:
+        return f"{line}."
+    if baseline.number == winner.number:
+        return f"{line}. It is the baseline."
+    gain = winner.best_f1 - baseline.best_f1
+    line += f"; the baseline (trial {baseline.number}) has {baseline.best_f1:.2f}: {gain:+.2f}"
+    if against is None:
+        return f"{line}."
+    low, high = against.difference.low, against.difference.high
+    sure = "" if low > 0 or high < 0 else ": which of them is better is not certain"
+    return f"{line}, 95% interval {low:+.2f} to {high:+.2f}{sure}."
