@@ -1,4 +1,5 @@
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -371,10 +372,19 @@ def check_gone_on(place: Place, before: list[dict[str, Any]], trial: FrozenTrial
     assert [record["epoch"] for record in after] == list(range(1, 13))
     assert trial.intermediate_values == {r["epoch"]: -r["val_loss"] for r in after}
     assert measured(after) == place.alone(trial.number)
-    # The best checkpoint is kept, and nothing to go on from; nothing is left where it trained.
+    # The best checkpoint is kept, what it answered and the table of epochs, and nothing to go on
+    # from; nothing is left where it trained.
     best = trial.user_attrs["best_epoch"]
-    (key,) = [path.name for path in (place.folder / "artifacts").iterdir() if path.is_file()]
-    assert int(key.split("-")[2]) == best
+    stored = {path.name for path in (place.folder / "artifacts").iterdir() if path.is_file()}
+    told = {
+        json.loads(value)["filename"]: name.removeprefix("artifacts:")
+        for name, value in trial.system_attrs.items()
+        if name.startswith("artifacts:")
+    }
+    assert stored == set(told.values())
+    names = (f"checkpoint-epoch-{best}.tar", f"scores-epoch-{best}.npz")
+    assert set(told) == {*names, f"predictions-epoch-{best}.json", "epochs.csv"}
+    assert {int(told[name].split("-")[2]) for name in names} == {best}
     assert list((place.folder / "cache" / "runs").glob("run-*")) == []
 
 
