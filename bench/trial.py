@@ -42,6 +42,7 @@ from qa_hpo.finetune.models import load_model, quiet
 from qa_hpo.finetune.run import fine_tune
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CachePaths
+from qa_hpo.squad import answered
 from qa_hpo.squad.scoring import corpus_metrics, score_predictions
 from qa_hpo.squad.spans import SpanAccumulator
 
@@ -164,7 +165,7 @@ def attached(meter: Meter) -> Iterator[None]:
             for owner, name in (
                 (SpanAccumulator, "update"),
                 (SpanAccumulator, "finish"),
-                (trainer, "score_predictions"),
+                (answered, "score_predictions"),
                 (trainer, "corpus_metrics"),
             )
         ),

@@ -22,6 +22,7 @@ from qa_hpo.demo import BASE, write_demo
 from qa_hpo.finetune import memory, training
 from qa_hpo.finetune import trainer as our_trainer
 from qa_hpo.finetune.batching import WindowCollator
+from qa_hpo.squad import answered
 from qa_hpo.squad.corpus import load_corpus
 from qa_hpo.squad.spans import SpanAccumulator
 from qa_hpo.squad.windows import build_windows
@@ -54,7 +55,8 @@ def places():
         *(vars(Accelerator)[name] for name in ("backward", "clip_grad_norm_")),
         *(vars(WindowCollator)[name] for name in ("__call__", "layout", "inputs", "labels")),
         *(vars(SpanAccumulator)[name] for name in ("update", "finish")),
-        *(getattr(our_trainer, name) for name in ("score_predictions", "corpus_metrics")),
+        answered.score_predictions,
+        our_trainer.corpus_metrics,
         vars(our_trainer.QuestionAnsweringTrainer)["_save_best"],
         vars(our_trainer.QuestionAnsweringTrainer)["_save_checkpoint"],
         notebook_trainer.load,

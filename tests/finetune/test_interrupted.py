@@ -55,7 +55,7 @@ def goes_on(tiny: Path, inputs: Inputs, run: Path, expected: list[Any], *, least
     assert sum(record.seconds for record in tuned.records[kept:]) <= after - before
     names = sorted(path.name for path in run.rglob("*") if path.is_dir())
     assert tuned.checkpoint is not None
-    assert names == ["checkpoint", tuned.checkpoint.name]
+    assert names == ["answers", "checkpoint", tuned.checkpoint.name]
 
 
 # Where the process dies: module, class, function, its call in the second epoch, before or after.

@@ -124,7 +124,8 @@ def test_the_best_epochs_checkpoint_is_kept_and_it_alone(
     tuned = fine_tune(run_config(tiny), tmp_path / "run", inputs=inputs, on_epoch=remember)
     assert tuned.best == tuned.records[best - 1]
     assert tuned.checkpoint == RunPaths(tmp_path / "run").checkpoint(best)
-    assert left_over(tmp_path / "run") == ["checkpoint", f"checkpoint/epoch-{best:04d}"]
+    assert left_over(tmp_path / "run") == ["answers", "checkpoint", f"checkpoint/epoch-{best:04d}"]
+    assert [path.name for path in (tmp_path / "run/answers").iterdir()] == [f"epoch-{best:04d}.npz"]
     kept = load_file(tuned.checkpoint / "model.safetensors")["qa_outputs.weight"]
     assert [torch.equal(kept, weight) for weight in weights] == [n == best for n in (1, 2, 3)]
     names = {path.name for path in tuned.checkpoint.iterdir()}
@@ -190,7 +191,8 @@ def test_divergence_keeps_the_epochs_before(
     assert len(tuned.records) == 2
     assert tuned.checkpoint is not None
     assert load_file(tuned.checkpoint / "model.safetensors")["qa_outputs.weight"].isfinite().all()
-    assert left_over(tmp_path / "run") == ["checkpoint", f"checkpoint/{tuned.checkpoint.name}"]
+    kept = tuned.checkpoint.name
+    assert left_over(tmp_path / "run") == ["answers", "checkpoint", f"checkpoint/{kept}"]
 
 
 def test_divergence_in_the_first_epoch(tiny: Path, inputs: Inputs, tmp_path: Path) -> None:
