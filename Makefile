@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study test lint bench soak clean
+.PHONY: study test lint bench bench-retention soak clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
@@ -42,6 +42,10 @@ bench: $(VENV)/.dev
 ## soak: faults for about twenty minutes: workers killed and databases stopped under a study
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench soak
+
+## bench-retention: what each retention method keeps of an old task, and what it costs
+bench-retention: $(VENV)/.dev
+	$(BIN)/python -m bench retention
 
 ## clean: remove the virtual environment and tools' caches; storage/ stays
 clean:

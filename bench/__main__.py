@@ -21,7 +21,11 @@ BENCHMARKS = {
     "workers_per_device": "bench.workers",
 }
 # These run only when they are named: a part of another one, and one that takes long.
-BY_NAME = {"trial_profile": "bench.trial_profile", "soak": "bench.soak"}
+BY_NAME = {
+    "trial_profile": "bench.trial_profile",
+    "soak": "bench.soak",
+    "retention": "bench.retention",
+}
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
 # How costs grow is clearer without threads, and the soak's workers share the cores.

@@ -66,7 +66,8 @@ def test_a_wide_one_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for cell in ("83.63", "79.5 - 86.5", "82.11", "80.04", "-1.25", "0.500 0.400 nan", "2 of 3"):
         assert cell in first
     assert "mean of seeds" not in head
-    assert "old task" not in head
+    assert "old-task F1" not in head
+    assert "front" not in head
 
 
 @pytest.mark.parametrize("width", [50, 80, 100, 120])
@@ -90,7 +91,7 @@ def test_a_narrow_one_leaves_columns_out_and_cuts_none(
 def test_what_only_some_studies_have(monkeypatch: pytest.MonkeyPatch) -> None:
     finalist = row(4, seeds=3, seeds_f1=82.5, seeds_f1_sd=0.4, old_task_f1=71.0, old_task_drop=9.5)
     head, first, second = printed(220, monkeypatch, finalist, row(5))
-    for word in ("mean of seeds", "old task", "forgotten"):
+    for word in ("mean of seeds", "old-task F1", "forgotten"):
         assert word in head
     for cell in ("82.50 (3)", "71.00", "9.50"):
         assert cell in first

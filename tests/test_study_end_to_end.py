@@ -24,7 +24,7 @@ ROW = [
     *("best_exact", "threshold", "crossfit_f1", "val_loss", "train_seconds", "worker"),
     *("repeat_of", "seeds", "seeds_f1", "seeds_f1_sd"),
     *("old_task_f1", "old_task_exact", "old_task_f1_no_null"),
-    *("old_task_drop", "old_task_drop_no_null", "best_f1_interval"),
+    *("old_task_drop", "old_task_drop_no_null", "best_f1_interval", "on_front"),
 ]
 
 

@@ -119,6 +119,7 @@ def export(
     out: str | Path,
     *,
     trial: int | None = None,
+    prefer: str | None = None,
     storage: str | None = None,
     force: bool = False,
 ) -> Path:
@@ -128,16 +129,19 @@ def export(
         study: As for :func:`leaderboard`.
         out: The folder.
         trial: The trial's number; the winner's if it is left out.
+        prefer: Or by what it is chosen: ``"best_f1"`` (the winner), ``"old_task_f1"``, or
+            ``"forgetting<=X"``, the best that forgets at most X points of the old task's F1.
         storage: As for :func:`leaderboard`.
         force: Replace another export.
 
     Raises:
-        InputError: There is no such study or trial, or the folder holds something else.
+        InputError: There is no such study or trial, ``prefer`` is no rule or comes with ``trial``,
+            or the folder holds something else.
     """
     folder = Path(out)
     with (
         open_study(study, storage) as joined,
-        exported_trial(joined, trial, out=folder, force=force) as exported,
+        exported_trial(joined, trial, prefer=prefer, out=folder, force=force) as exported,
     ):
         write_export(exported, folder, force=force)
     return folder

@@ -144,6 +144,14 @@ def export(
     trial: Annotated[
         int | None, typer.Option(help="The trial to export; the winner if left out.")
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Which trial instead of the winner: best_f1 (the winner), old_task_f1 (what knows "
+            "most of the old task), or forgetting<=X (the best that forgets at most X points).",
+        ),
+    ] = None,
     storage: StorageOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -154,12 +162,17 @@ def export(
     from qa_hpo.results.export import write_export
     from qa_hpo.results.select import exported_trial
     from qa_hpo.running import open_study
+    from qa_hpo.search.choosing import RULES
 
     with (
         open_study(study, storage) as joined,
-        exported_trial(joined, trial, out=out, force=force) as exported,
+        exported_trial(joined, trial, prefer=prefer, out=out, force=force) as exported,
     ):
         written = write_export(exported, out, force=force)
     threshold = exported.best.metrics["best_f1_thresh"]
     verb = "holds" if not written else "now holds"
-    typer.echo(f"{out} {verb} {exported.origin}; it answers with the threshold {threshold:g}")
+    line = f"{out} {verb} {exported.origin}; it answers with the threshold {threshold:g}"
+    if (rule := exported.facts.get("rule")) is not None:
+        line += f"; chosen by {rule}"
+        line += "" if prefer is not None else f" (--prefer {RULES} chooses otherwise)"
+    typer.echo(line)

@@ -3,27 +3,48 @@
 Paths, like SQLite storage URLs, are relative to the folder in which ``qa-hpo`` is run.
 """
 
+import itertools
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import tomlkit
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from qa_hpo.errors import StudyFileError
-from qa_hpo.parameters import PARAMETER_NAMES, Dimension, Parameters, Scalar, checked
+from qa_hpo.parameters import (
+    PARAMETER_NAMES,
+    Dimension,
+    Parameters,
+    Retention,
+    Scalar,
+    checked,
+    flattened,
+    parameter_of,
+)
+from qa_hpo.retaining import (
+    METHOD,
+    check_need,
+    check_strengths,
+    implied_condition,
+    old_training,
+    searched_methods,
+)
 from qa_hpo.sections import (
     Artifacts,
     Budget,
+    Constraints,
     Data,
     Evaluation,
     Name,
@@ -34,6 +55,7 @@ from qa_hpo.sections import (
     Study,
     StudyEvaluation,
     Training,
+    check_forgetting,
 )
 from qa_hpo.validation import PlacedError, Section, explain, nearest
 
@@ -41,6 +63,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "Artifacts",
     "Budget",
+    "Constraints",
     "Data",
     "Dimension",
     "Evaluation",
@@ -107,18 +130,34 @@ class _Job(Section):
             chain.append(start.from_)
         return chain
 
+    def old_training(self, start: str) -> tuple[str, int | None] | None:
+        """Return the training questions of what ``start`` has learnt before, and their limit."""
+        return old_training(self.data, self.starts, self.lineage(start))
+
+    def _check_retention(self, where: str, methods: Iterable[str], starts: Iterable[str]) -> None:
+        """Check that each start has what each method needs; what ``si`` needs is collected."""
+        for method, start in itertools.product(methods, starts):
+            known = self.old_training(start) is not None
+            recipe = self.starts[start]
+            check_need(where, method, start, known, isinstance(recipe, Recipe))
+            if method == "si" and isinstance(recipe, Recipe):
+                self.starts[start] = recipe.model_copy(update={"path_integral": True})
+
 
 class StudyFile(_Job):
     """A whole study: what is searched, on which data, from which starts, for how long."""
 
     study: Study
     evaluation: StudyEvaluation = StudyEvaluation()
-    search: Annotated[dict[str, Dimension], Field(default_factory=dict)]
+    search: Annotated[dict[str, Dimension], BeforeValidator(flattened), Field(default_factory=dict)]
     training: Training = Training()
-    pruning: Pruning = Pruning()
+    pruning: Annotated[Pruning, Field(validate_default=True)] = Pruning()
+    constraints: Constraints = Constraints()
     budget: Budget
     artifacts: Artifacts = Artifacts()
-    baseline: tuple[dict[str, Scalar], ...] = ()
+    baseline: Annotated[
+        tuple[Annotated[dict[str, Scalar], BeforeValidator(flattened)], ...], Field()
+    ] = ()
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -152,7 +191,7 @@ class StudyFile(_Job):
         typed = {}
         for name, dimension in search.items():
             where = f"search.{name}"
-            if name not in PARAMETER_NAMES:
+            if parameter_of(name) not in PARAMETER_NAMES:
                 raise PlacedError(where, f"unknown parameter; {nearest(name, PARAMETER_NAMES)}")
             try:
                 typed[name] = dimension.coerced(name)
@@ -160,9 +199,21 @@ class StudyFile(_Job):
                 raise PlacedError(where, str(error)) from None
         return typed
 
+    @field_validator("pruning")
+    @classmethod
+    def _goes_with_the_objectives(cls, pruning: Pruning, info: ValidationInfo) -> Pruning:
+        study = info.data.get("study")
+        return pruning if study is None else pruning.beside(study.objectives)
+
+    @model_validator(mode="after")
+    def _forgetting_is_measured(self) -> Self:
+        check_forgetting(self.study, self.constraints, self.evaluation)
+        return self
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         self._check_start_dimension()
+        self._complete_retention()
         for name, dimension in self.search.items():
             for other in dimension.when or {}:
                 self._check_condition(f"search.{name}.when.{other}", name, other)
@@ -198,12 +249,36 @@ class StudyFile(_Job):
                 hint = nearest(str(start), self.starts)
                 raise PlacedError("search.start", f"no start is called {start!r}; {hint}")
 
+    def _complete_retention(self) -> None:
+        """Say where strengths and ranks apply, and check that methods have what they need."""
+        fixed = self.training.retention
+        for name, dimension in self.search.items():
+            if parameter_of(name) not in {"retention.strength", "retention.rank"}:
+                continue
+            if dimension.when is None or name != parameter_of(name):
+                implied = implied_condition(name, self.search, fixed)
+                self.search[name] = dimension.model_copy(update={"when": implied})
+            check_strengths(name, self.search[name])
+        method, start = self.search.get(METHOD), self.search.get("start")
+        starts = [str(each) for each in start.values()] if start else list(self.starts)[:1]
+        own = (method.when or {}).get("start", starts) if method else starts
+        self._check_retention("training.retention", [fixed.method], starts)
+        self._check_retention(
+            f"search.{METHOD}",
+            searched_methods(self.search, Retention()),
+            [str(each) for each in (own if isinstance(own, list) else [own])],
+        )
+
     def _check_condition(self, where: str, name: str, other: str) -> None:
         if other not in self.search or other == name:
             others = [valid for valid in self.search if valid != name]
             raise PlacedError(where, f"not another searched parameter; {nearest(other, others)}")
-        if self.search[other].when:
-            raise PlacedError(where, "is itself conditional, and conditions are not chained")
+        chain = [other]
+        while chain:
+            behind = self.search[chain.pop()].when or {}
+            if name in behind:
+                raise PlacedError(where, f"goes round: {name} is a condition of {other}")
+            chain.extend(each for each in behind if each in self.search)
 
     def _check_baseline(self, where: str, entry: dict[str, Scalar]) -> None:
         for name, value in entry.items():
@@ -212,14 +287,16 @@ class StudyFile(_Job):
                 continue
             if name not in PARAMETER_NAMES:
                 raise PlacedError(place, f"unknown parameter; {nearest(name, PARAMETER_NAMES)}")
-            if name not in self.search:
+            own = f"{name}.{entry.get(METHOD, self.defaults.retention.method)}"
+            dimension = own if own in self.search else name
+            if dimension not in self.search:
                 raise PlacedError(place, "is not searched: set it in [training]")
             try:
-                typed = checked(name, value)
+                typed = checked(dimension, value)
             except ValueError as error:
                 raise PlacedError(place, str(error)) from None
-            if not self.search[name].contains(typed):
-                raise PlacedError(place, f"{value!r} is not in search.{name}")
+            if not self.search[dimension].contains(typed):
+                raise PlacedError(place, f"{value!r} is not in search.{dimension}")
 
     @property
     def defaults(self) -> Parameters:
@@ -232,7 +309,9 @@ class StudyFile(_Job):
         for name in self.lineage(parameters.start):
             start = self.starts[name]
             if isinstance(start, Recipe):
-                spelt_out = start.parameters(self.defaults).model_dump(exclude={"start"})
+                spelt_out = start.parameters(self.defaults).model_dump(
+                    exclude={"start", "retention"}
+                )
                 start = start.model_copy(update=spelt_out)
             starts[name] = start
         return RunConfig(
@@ -274,6 +353,7 @@ class RunConfig(_Job):
             raise PlacedError(
                 "parameters.start", f"no start is called {start!r}; {nearest(start, self.starts)}"
             )
+        self._check_retention("parameters.retention", [self.parameters.retention.method], [start])
         return self
 
 

@@ -1,23 +1,92 @@
 """The parameters of one fine-tuning run, and the dimensions along which a study searches them."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from qa_hpo.validation import Section, reason
 
 __all__ = [
+    "METHODS",
     "PARAMETER_NAMES",
+    "RANKED",
+    "STRENGTHS",
     "Dimension",
     "Hyperparameters",
     "Parameters",
+    "Retention",
     "Scalar",
     "Scheduler",
     "checked",
+    "flattened",
+    "is_whole",
+    "parameter_of",
 ]
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Scalar = float | int | str
+Method = Literal[
+    "none", "l2sp", "ewc", "si", "replay", "distill", "freeze", "mask", "lora", "adalora"
+]
+
+METHODS: tuple[str, ...] = get_args(Method)
+STRENGTHS = {
+    "l2sp": 0.01,
+    "ewc": 1000.0,
+    "si": 1.0,
+    "replay": 0.1,
+    "distill": 0.1,
+    "freeze": 0.5,
+    "mask": 0.5,
+}
+"""The methods that have a strength, and what it is where nothing is said."""
+RANKED = ("lora", "adalora")
+"""The methods that have a rank."""
+_SHARES = ("replay", "distill", "freeze", "mask")
+_RANK = 8
+
+
+class Retention(Section):
+    """What keeps the old task while the new one is learnt.
+
+    The strength of ``l2sp``, ``ewc`` and ``si`` is the coefficient of their penalty; of ``replay``
+    and ``distill``, the share of the old task's questions that come again; of ``freeze``, the
+    share of the layers that do not learn, the lowest first; of ``mask``, the share of the weights.
+    """
+
+    method: Method = "none"
+    strength: Annotated[float, Field(ge=0)] | None = None
+    """The method's own default where it is left out; without meaning for other methods."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Of the adapters of ``lora`` and ``adalora``; 8 where it is left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        given = {"method": given} if isinstance(given, str) else given
+        if not isinstance(given, dict):
+            return given
+        method = given.get("method", "none")
+        if method not in METHODS:
+            return given
+        # A point of the space has one form only: no strength where it has no meaning.
+        strength, rank = given.get("strength"), given.get("rank")
+        return {
+            **given,
+            "strength": STRENGTHS.get(method)
+            if strength is None or method not in STRENGTHS
+            else strength,
+            "rank": (_RANK if rank is None else rank) if method in RANKED else None,
+        }
+
+    @model_validator(mode="after")
+    def _share(self) -> Self:
+        if self.method in _SHARES and self.strength is not None and self.strength > 1:
+            raise ValueError(f"the strength of {self.method} is a share, 0 to 1")
+        if self.method in ("replay", "distill") and self.strength == 0:
+            raise ValueError(f"the strength of {self.method} is a share above 0")
+        return self
 
 
 class Hyperparameters(Section):
@@ -41,6 +110,8 @@ class Hyperparameters(Section):
     """L2 norm to which gradients are clipped."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout of hidden states and attention; the start's own where it is left out."""
+    retention: Retention = Retention()
+    """What keeps what the start has learnt before."""
 
 
 class Parameters(Hyperparameters):
@@ -49,24 +120,89 @@ class Parameters(Hyperparameters):
     start: str = "base"
     """A name from the study file's ``[starts]``."""
 
+    def flat(self) -> dict[str, Any]:
+        """Return each parameter by its name, ``retention.method`` among them.
 
-PARAMETER_NAMES: tuple[str, ...] = tuple(Parameters.model_fields)
+        ``retention.strength`` and ``retention.rank`` are there where the method has them.
+        """
+        values: dict[str, Any] = {}
+        for name, value in self.model_dump().items():
+            if name == "retention":
+                values |= {f"{name}.{key}": v for key, v in value.items() if v is not None}
+            else:
+                values[name] = value
+        return values
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """Return the parameters that have these values; the others have their defaults."""
+        plain = {name: value for name, value in values.items() if "." not in name}
+        retention = {name.partition(".")[2]: value for name, value in values.items() if "." in name}
+        return cls.model_validate({**plain, "retention": retention})
 
 
-def _is_int(name: str) -> bool:
-    return Parameters.model_fields[name].annotation is int
+_RETENTION = tuple(f"retention.{name}" for name in Retention.model_fields)
+PARAMETER_NAMES: tuple[str, ...] = (
+    *(name for name in Parameters.model_fields if name != "retention"),
+    *_RETENTION,
+)
+
+
+def parameter_of(dimension: str) -> str:
+    """Return the parameter that a dimension sets.
+
+    It has the same name, but for ``retention.strength.ewc``, say, which is the strength where the
+    method is ``ewc``.
+    """
+    return ".".join(dimension.split(".")[:2])
+
+
+def is_whole(name: str) -> bool:
+    """Return whether a dimension takes whole numbers."""
+    return name == "retention.rank" or (
+        name in Parameters.model_fields and Parameters.model_fields[name].annotation is int
+    )
 
 
 def checked(name: str, value: Scalar) -> Any:
-    """Return ``value`` in the type of parameter ``name``.
+    """Return ``value`` in the type of the parameter that dimension ``name`` sets.
 
     Raises:
         ValueError: It is of the wrong type, or impossible for that parameter.
     """
     try:
+        if name not in Parameters.model_fields:
+            return _checked_retention(name, value)
         return getattr(Parameters.model_validate({name: value}), name)
     except ValidationError as error:
         raise ValueError(f"{reason(error.errors()[0])}, got {value!r}") from None
+
+
+def _checked_retention(name: str, value: Scalar) -> Any:
+    _, key, *method = name.split(".")
+    # A method that takes whatever the key can be, where none is named.
+    some = {"method": value, "strength": "l2sp", "rank": "lora"}[key]
+    given = {"method": method[0] if method else some, key: value}
+    return getattr(Retention.model_validate(given), key)
+
+
+def flattened(given: Any, within: str = "") -> Any:
+    """Return a table of parameters with ``retention.method`` for ``retention = { method = … }``.
+
+    Args:
+        given: The table, as it was written; anything else is returned as it is.
+        within: The dotted name of the table itself.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        place = f"{within}{name}"
+        inner = isinstance(value, Mapping) and (
+            place == "retention" or (place == "retention.strength" and set(value) <= set(METHODS))
+        )
+        flat |= flattened(value, f"{place}.") if inner else {place: value}
+    return flat
 
 
 class Dimension(Section):
@@ -85,6 +221,8 @@ class Dimension(Section):
     def _short_form(cls, given: Any) -> Any:
         if isinstance(given, (str, int, float)) and not isinstance(given, bool):
             return {"value": given}
+        if isinstance(given, dict) and "when" in given:
+            return {**given, "when": flattened(given["when"])}
         return {"choices": given} if isinstance(given, list) else given
 
     @model_validator(mode="after")
@@ -135,10 +273,10 @@ class Dimension(Section):
         Raises:
             ValueError: A value is impossible for the parameter, or it takes no range.
         """
-        numeric = name not in {"start", "scheduler"}
+        numeric = name not in {"start", "scheduler", "retention.method"}
         if not numeric and self.low is not None:
             raise ValueError("takes choices or value, not a range")
-        if isinstance(self.step, float) and _is_int(name) and not self.step.is_integer():
+        if isinstance(self.step, float) and is_whole(name) and not self.step.is_integer():
             raise ValueError(f"step must be a whole number, got {self.step}")
         update: dict[str, Any] = {}
         for field in ("low", "high", "value"):

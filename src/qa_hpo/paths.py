@@ -54,6 +54,11 @@ class CachePaths:
         """What starts score on the task that they have learnt before."""
         return self.folder / "old-task"
 
+    @property
+    def retention(self) -> Path:
+        """What retention methods compute once per start, such as a Fisher information."""
+        return self.folder / "retention"
+
     def start(self, name: str, key: str) -> Path:
         """The checkpoint of a start built by a recipe whose content hashes to ``key``."""
         return self.folder / "starts" / f"{name}-{key[:16]}"

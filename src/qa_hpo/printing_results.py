@@ -7,7 +7,7 @@ from rich.table import Table
 from qa_hpo.config import StudyFile
 from qa_hpo.printing import console, print_line
 from qa_hpo.results.certainty import Compared
-from qa_hpo.results.leaderboard import Leaderboard, Row
+from qa_hpo.results.leaderboard import Leaderboard, Row, forgets_too_much
 
 __all__ = ["print_comparison", "print_leaderboard"]
 
@@ -16,7 +16,7 @@ _WORDS = {"ended", "start", "scheduler", "validation loss per epoch"}
 _DISPENSABLE = (
     *("validation loss per epoch", "F1 at 0", "clip", "scheduler", "dropout", "warmup", "batch"),
     *("stride", "decay", "cross-fit", "forgotten", "threshold", "epoch", "mean of seeds"),
-    *("learning rate", "95% interval", "old task"),
+    *("learning rate", "95% interval", "old-task F1", "front"),
 )
 # What a leaderboard calls the parameters, in the order of its columns.
 _SHOWN = {
@@ -43,7 +43,8 @@ def print_leaderboard(
         against_baseline: The winner and the baseline, if they can be compared.
     """
     screen = console()
-    columns = _columns(board, [name for name in _SHOWN if name in file.search])
+    most = file.constraints.max_forgetting
+    columns = _columns(board, [name for name in _SHOWN if name in file.search], most)
     for heading in _DISPENSABLE:
         if sum(_width(heading, cells) + 2 for heading, cells in columns.items()) <= screen.width:
             break
@@ -56,6 +57,8 @@ def print_leaderboard(
     screen.print(table)
     if board.winner is not None:
         print_line(_verdict(board.winner, board.baseline, against_baseline))
+        for line in (*_kept_to(board.winner, most), *_front(board)):
+            print_line(line)
 
 
 def print_comparison(found: Compared, winner: Row | None = None) -> None:
@@ -84,18 +87,19 @@ def _width(heading: str, cells: list[str]) -> int:
     return max(map(len, [heading, *cells]))
 
 
-def _columns(board: Leaderboard, searched: list[str]) -> dict[str, list[str]]:
+def _columns(board: Leaderboard, searched: list[str], most: float | None) -> dict[str, list[str]]:
     """Return the leaderboard's cells by their column's heading; columns without any are not there.
 
     Args:
         board: The leaderboard.
         searched: The parameters that have columns.
+        most: Points of F1 that may be forgotten, if the study says so.
     """
     columns: dict[str, list[str]] = {}
     for row in board.trials:
-        for heading, cell in _cells(row, searched).items():
+        for heading, cell in _cells(row, searched, most).items():
             columns.setdefault(heading, []).append(cell)
-    optional = {"mean of seeds", "old task", "forgotten"}
+    optional = {"mean of seeds", "old-task F1", "forgotten", "front"}
     return {
         heading: cells
         for heading, cells in columns.items()
@@ -103,7 +107,7 @@ def _columns(board: Leaderboard, searched: list[str]) -> dict[str, list[str]]:
     }
 
 
-def _cells(row: Row, searched: list[str]) -> dict[str, str]:
+def _cells(row: Row, searched: list[str], most: float | None) -> dict[str, str]:
     ended = row.state.lower() + (f", {row.stop_reason}" if row.stop_reason else "")
     interval = row.best_f1_interval
     seeds = "" if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})"
@@ -118,8 +122,10 @@ def _cells(row: Row, searched: list[str]) -> dict[str, str]:
         "cross-fit": _score(row.crossfit_f1),
         "F1 at 0": _score(row.f1),
         "threshold": _score(row.threshold),
-        "old task": _score(row.old_task_f1),
-        "forgotten": _score(row.old_task_drop),
+        "old-task F1": _score(row.old_task_f1),
+        "forgotten": _score(row.old_task_drop)
+        + (" (too much)" if forgets_too_much(row, most) else ""),
+        "front": "*" if row.on_front else "",
         "validation loss per epoch": " ".join(
             "nan" if loss is None else f"{loss:.3f}" for loss in row.val_loss
         ),
@@ -154,3 +160,28 @@ def _verdict(winner: Row, baseline: Row | None, against: Compared | None) -> str
     low, high = against.difference.low, against.difference.high
     sure = "" if low > 0 or high < 0 else ": which of them is better is not certain"
     return f"{line}, 95% interval {low:+.2f} to {high:+.2f}{sure}."
+
+
+def _kept_to(winner: Row, most: float | None) -> list[str]:
+    """Return whether the winner forgets no more than the study allows, where it says so."""
+    if most is None:
+        return []
+    bound = f"constraints.max_forgetting, {most:g} points of F1 on the old task"
+    if forgets_too_much(winner, most):
+        return [
+            f"No trial keeps to {bound}: trial {winner.number} is the winner because it forgets "
+            f"the least, {winner.old_task_drop:.2f} points."
+        ]
+    return [f"It is the best of those that keep to {bound}."]
+
+
+def _front(board: Leaderboard) -> list[str]:
+    """Return which trials are on the front, in a study with two objectives."""
+    numbers = [str(row.number) for row in board.trials if row.on_front]
+    if not numbers:
+        return []
+    return [
+        f"On the front of best F1 and old-task F1 (*): trial{'s' * (len(numbers) > 1)} "
+        f"{', '.join(numbers)}. 'qa-hpo export' takes the winner; --prefer old_task_f1 or --prefer "
+        "'forgetting<=X' another one."
+    ]

@@ -1,17 +1,19 @@
 """The sections of a study file, each with its defaults."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from qa_hpo.parameters import Hyperparameters, Parameters, Scheduler
-from qa_hpo.validation import Section
+from qa_hpo.parameters import Hyperparameters, Parameters, Retention, Scheduler
+from qa_hpo.validation import PlacedError, Section
 
 __all__ = [
     "Artifacts",
     "Budget",
+    "Constraints",
     "Data",
     "Evaluation",
     "Name",
@@ -22,17 +24,33 @@ __all__ = [
     "Study",
     "StudyEvaluation",
     "Training",
+    "check_forgetting",
 ]
 
 Name = Annotated[str, Field(min_length=1, max_length=150, pattern=r"^[\w][\w .+-]*$")]
 
 
 class Study(Section):
-    """What the study is called and where it is kept."""
+    """What the study is called, where it is kept, and what it maximises.
+
+    ``objectives`` are scores of a trial's best epoch, in percent, both of the same checkpoint:
+    ``best_f1``, and perhaps ``old_task_f1``, its F1 on ``evaluation.old_task``. With both, the
+    search looks for the trials of which none other is better in both.
+    """
 
     name: Name
     storage: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    objectives: tuple[Literal["best_f1", "old_task_f1"], ...] = ("best_f1",)
+
+    @field_validator("objectives")
+    @classmethod
+    def _best_f1_is_one(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        if "best_f1" not in objectives or len(set(objectives)) < len(objectives):
+            raise ValueError(
+                f"must be ['best_f1'] or ['best_f1', 'old_task_f1'], got {list(objectives)}"
+            )
+        return objectives
 
 
 class Data(Section):
@@ -41,7 +59,8 @@ class Data(Section):
     A hub id as ``train`` gives its split "train", and as ``validation`` or ``test`` its split
     "validation". ``test``, where there is one, has no part in the search: the checkpoint that is
     exported is measured on it. It must hold other questions than the rest, about other contexts
-    than ``validation``.
+    than ``validation``. ``old_task`` are the training questions of what starts have learnt before,
+    which retention methods look at; where it is left out, those of a start's own recipe.
     """
 
     train: str
@@ -50,6 +69,8 @@ class Data(Section):
     max_length: Annotated[int, Field(ge=16, le=8192)] = 384
     train_limit: Annotated[int, Field(ge=1)] | None = None
     validation_limit: Annotated[int, Field(ge=1)] | None = None
+    old_task: str | None = None
+    old_task_limit: Annotated[int, Field(ge=1)] | None = None
 
 
 class Recipe(Section):
@@ -71,11 +92,15 @@ class Recipe(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    path_integral: bool = False
+    """Whether the importance of each weight is collected on the way, as ``si`` needs it; set where
+    that method is searched."""
 
     def parameters(self, defaults: Parameters) -> Parameters:
         """Return the recipe's parameters, with ``defaults`` where it says nothing."""
         own = self.model_dump(include=set(Hyperparameters.model_fields), exclude_none=True)
-        return defaults.model_copy(update={"start": self.from_, **own})
+        # What is kept of an old task is a matter of the trials.
+        return defaults.model_copy(update={"start": self.from_, "retention": Retention(), **own})
 
 
 class Runtime(Section):
@@ -101,7 +126,12 @@ class Training(Runtime, Hyperparameters):
 
 
 class Pruning(Section):
-    """When a trial ends early. Losses are validation losses, per window, in nats."""
+    """When a trial ends early. Losses are validation losses, per window, in nats.
+
+    ``across`` compares a trial's losses with those of others. Optuna takes no reports in a study
+    with two objectives, so that it is "none" there where the file does not say; a trial that
+    overfits ends early all the same, and ``control_fraction`` keeps its share from that.
+    """
 
     patience: Annotated[int, Field(ge=1)] = 1
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -109,6 +139,32 @@ class Pruning(Section):
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def beside(self, objectives: Sequence[str]) -> "Pruning":
+        """Return what holds in a study with these objectives.
+
+        Raises:
+            PlacedError: The file asks for what Optuna cannot do with several.
+        """
+        if len(objectives) == 1 or self.across == "none":
+            return self
+        if "across" in self.model_fields_set:
+            raise PlacedError(
+                "pruning.across",
+                f"{self.across!r} needs one objective, and study.objectives has "
+                f"{len(objectives)}; valid: 'none'",
+            )
+        return self.model_copy(update={"across": "none"})
+
+
+class Constraints(Section):
+    """What a trial must keep to, or it ranks behind all that do.
+
+    ``max_forgetting``: how far the F1 on ``evaluation.old_task`` may be below the start's, in
+    points. A start that has not learnt that task has nothing to forget.
+    """
+
+    max_forgetting: Annotated[float, Field(ge=0)] | None = None
 
 
 class Evaluation(Section):
@@ -132,6 +188,21 @@ class StudyEvaluation(Evaluation):
 
     seeds: Annotated[int, Field(ge=1)] = 1
     finalists: Annotated[int, Field(ge=1)] = 3
+
+
+def check_forgetting(study: Study, constraints: Constraints, evaluation: Evaluation) -> None:
+    """Check that what is forgotten is measured where something depends on it.
+
+    Raises:
+        PlacedError: It is not.
+    """
+    if evaluation.old_task is not None:
+        return
+    needed = "needs evaluation.old_task, the corpus on which it is measured"
+    if "old_task_f1" in study.objectives:
+        raise PlacedError("study.objectives", f"old_task_f1 {needed}")
+    if constraints.max_forgetting is not None:
+        raise PlacedError("constraints.max_forgetting", needed)
 
 
 class Budget(Section):

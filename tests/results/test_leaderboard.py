@@ -34,7 +34,7 @@ KEYS = [
     "number", "state", "stop_reason", "params", "best_epoch", "f1", "exact", "best_f1",
     "best_exact", "threshold", "crossfit_f1", "val_loss", "train_seconds", "worker",
     "repeat_of", "seeds", "seeds_f1", "seeds_f1_sd", "old_task_f1", "old_task_exact",
-    "old_task_f1_no_null", "old_task_drop", "old_task_drop_no_null", "best_f1_interval",
+    "old_task_f1_no_null", "old_task_drop", "old_task_drop_no_null", "best_f1_interval", "on_front",
 ]  # fmt: skip
 
 
@@ -150,6 +150,7 @@ def test_the_json_of_a_row(joined: JoinedStudy):
                 "scheduler": "linear",
                 "max_grad_norm": 1.0,
                 "dropout": None,
+                "retention.method": "none",
                 "start": "base",
             },
             "best_epoch": 2,
@@ -166,7 +167,7 @@ def test_the_json_of_a_row(joined: JoinedStudy):
             "seeds": 1,
             "seeds_f1": None,
             "seeds_f1_sd": None,
-            **dict.fromkeys(KEYS[-6:]),
+            **dict.fromkeys(KEYS[-7:]),
         }
     )
 

@@ -281,6 +281,7 @@ def test_the_note_of_a_complete_trial(study: Callable[..., JoinedStudy]):
         ["scheduler", "linear"],
         ["max grad norm", "1"],
         ["dropout", "0.1"],
+        ["retention.method", "none"],
     ]
     assert "The weights after epoch 2, fine-tuned from base: the checkpoint some/base." in note
     assert "`qa-hpo export study.toml OUT --trial 0`" in note

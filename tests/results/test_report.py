@@ -204,7 +204,7 @@ def test_probabilities(full: ReportStudy):
         f"Of 7 trials compared, trial 1 is truly the best with probability {own:.0%}; that it is "
         f"a run of its configuration, {alike:.0%}. Next is trial 2 with "
     )
-    assert f"F1 is {found.rescored.honest:.2f}%. That is nearer" in said["What choosing adds"]
+    assert f"F1 is {found.rescored.honest:.2f}%. Where many" in said["What choosing adds"]
 
 
 def test_what_pruning_saved_and_cost_by_hand(full: ReportStudy):
@@ -488,7 +488,7 @@ def test_the_storage_and_its_secrets_are_not_told(full: ReportStudy, html: str):
         assert "hunter2" not in text
     (toml,) = Page.of(html).texts["pre"]
     file = tomllib.loads(toml)
-    assert file["study"] == {"name": "demo", "seed": 3}
+    assert file["study"] == {"name": "demo", "seed": 3, "objectives": ["best_f1"]}
     assert file["starts"]["base"] == HOSTILE["link"]
 
 

@@ -43,7 +43,11 @@ def test_a_study_is_self_contained(storage: StudyStorage):
     joined = create_study(file, storage, fingerprints=FINGERPRINTS)
     assert joined.created
     attributes = joined.optuna_study.user_attrs
-    assert json.loads(attributes["study_file"])["study"] == {"name": "demo", "seed": 3}
+    assert json.loads(attributes["study_file"])["study"] == {
+        "name": "demo",
+        "seed": 3,
+        "objectives": ["best_f1"],
+    }
     assert "s3cr3t" not in json.dumps(attributes)
     assert attributes["data"] == FINGERPRINTS
     assert set(attributes["versions"]) == {

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from qa_hpo.config import Data, RunConfig
+from qa_hpo.config import Data, Evaluation, RunConfig
 from qa_hpo.finetune.models import load_tokenizer
 from qa_hpo.paths import CachePaths
 from qa_hpo.squad.corpus import Corpus, load_corpus
@@ -16,7 +16,7 @@ __all__ = ["Inputs", "ValidationSet"]
 
 # Sets of windows that are kept in memory. A study that searches doc_stride asks for another set in
 # almost every trial, and one of SQuAD's size takes a few hundred MiB.
-_KEPT_WINDOWS = 4
+_KEPT_WINDOWS = 6
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Inputs:
         evaluation = config.evaluation
         if evaluation.old_task is None:
             return None
-        corpus = self.corpus(evaluation.old_task, "validation", evaluation.old_task_limit)
+        corpus = self.old_task_corpus(evaluation)
         windows = self.windows(
             corpus,
             checkpoint,
@@ -102,6 +102,29 @@ class Inputs:
             doc_stride=evaluation.doc_stride,
         )
         return ValidationSet(corpus, windows, corpus.groups())
+
+    def old_task_corpus(self, evaluation: Evaluation) -> Corpus:
+        """Return the questions on which forgetting is measured; there must be some."""
+        assert evaluation.old_task is not None
+        return self.corpus(evaluation.old_task, "validation", evaluation.old_task_limit)
+
+    def old_training_corpus(self, config: RunConfig) -> Corpus:
+        """Return the training questions of what the run's start has learnt before."""
+        source = config.old_training(config.parameters.start)
+        assert source is not None  # which is checked with the configuration
+        return self.train_corpus(*source)
+
+    def old_training(self, config: RunConfig, checkpoint: str) -> tuple[Corpus, Windows]:
+        """Return these questions and their windows, for models with ``checkpoint``'s tokenizer."""
+        corpus = self.old_training_corpus(config)
+        windows = self.windows(
+            corpus,
+            checkpoint,
+            max_length=config.data.max_length,
+            # The same for all trials of a study: what is computed from them is kept.
+            doc_stride=config.evaluation.doc_stride,
+        )
+        return corpus, windows
 
     def validation(self, data: Data, checkpoint: str, doc_stride: int) -> ValidationSet:
         """Return the validation set of ``data`` for models with the tokenizer of ``checkpoint``."""

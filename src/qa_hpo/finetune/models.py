@@ -22,6 +22,7 @@ from qa_hpo.squad.windows import check_tokenizer
 __all__ = [
     "check_place",
     "checkpoint_fingerprint",
+    "has_trained_head",
     "load_model",
     "load_tokenizer",
     "position_limit",
@@ -138,6 +139,14 @@ def load_model(
             f"{', '.join(lacking[:3])})"
         )
     return model  # type: ignore[no-any-return]
+
+
+def has_trained_head(checkpoint: str) -> bool:
+    """Return whether a checkpoint says that it was saved with a question-answering head."""
+    check_place(checkpoint)
+    config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    classes: list[str] = getattr(config, "architectures", None) or []
+    return any(name.endswith("ForQuestionAnswering") for name in classes)
 
 
 def supports_flash_attention(checkpoint: str) -> bool:

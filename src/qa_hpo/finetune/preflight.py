@@ -65,6 +65,9 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
             sets.append((old, file.evaluation.doc_stride, "evaluation.old_task"))
+        if file.data.old_task is not None:
+            learnt = inputs.train_corpus(file.data.old_task, file.data.old_task_limit)
+            sets.append((learnt, file.evaluation.doc_stride, "data.old_task"))
         if isinstance(start, Recipe):
             recipe = inputs.train_corpus(start.train, start.train_limit)
             sets.append((recipe, start.parameters(file.defaults).doc_stride, f"starts.{name}"))
@@ -135,6 +138,8 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
     if file.evaluation.old_task is not None:
         old = inputs.corpus(file.evaluation.old_task, "validation", file.evaluation.old_task_limit)
         found["evaluation.old_task"] = old.fingerprint
+    if data.old_task is not None:
+        found["data.old_task"] = inputs.train_corpus(data.old_task, data.old_task_limit).fingerprint
     for name, start in file.starts.items():
         if isinstance(start, Recipe):
             corpus = inputs.train_corpus(start.train, start.train_limit)

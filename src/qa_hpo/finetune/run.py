@@ -1,6 +1,7 @@
 """One fine-tuning run: a configuration in, epoch records and a checkpoint out."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qa_hpo.config import RunConfig
@@ -9,9 +10,11 @@ from qa_hpo.finetune.disk import telling_of_a_full_disk
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.records import EpochRecord, FineTuned
+from qa_hpo.finetune.retention import OldData, RetentionMethod, make_method
 from qa_hpo.finetune.starts import Starts
-from qa_hpo.finetune.training import Training, old_task, train
+from qa_hpo.finetune.training import Training, collator, old_task, train
 from qa_hpo.paths import CachePaths, RunPaths, read_json, write_json
+from qa_hpo.retaining import NEEDS_OLD_DATA
 
 __all__ = ["EpochRecord", "FineTuned", "Inputs", "Starts", "fine_tune"]
 
@@ -55,22 +58,29 @@ def fine_tune(
     inputs = inputs or Inputs(CachePaths())
     starts = Starts(config, config.runtime, inputs)
     checkpoint = starts.checkpoint(config.parameters.start, on_build, check)
+    training = _training(config, checkpoint, inputs, check)
+    # Only now: a mistake in the configuration leaves nothing behind.
+    with telling_of_a_full_disk(folder):
+        _claim(config, folder, _fingerprints(config, inputs))
+    return train(training, RunPaths(folder), on_epoch, check)
+
+
+def _training(config: RunConfig, checkpoint: str, inputs: Inputs, check: Check | None) -> Training:
+    """Load what a run from ``checkpoint`` needs."""
     data = config.data
-    train_corpus = inputs.train_corpus(data.train, data.train_limit)
-    validation = inputs.validation(data, checkpoint, config.evaluation.doc_stride)
     windows = inputs.windows(
-        train_corpus,
+        inputs.train_corpus(data.train, data.train_limit),
         checkpoint,
         max_length=data.max_length,
         doc_stride=config.parameters.doc_stride,
     )
     tokenizer = inputs.tokenizer(checkpoint)
     learnt = inputs.old_task(config, checkpoint)
-    training = Training(
+    return Training(
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         windows=windows,
-        validation=validation,
+        validation=inputs.validation(data, checkpoint, config.evaluation.doc_stride),
         parameters=config.parameters,
         seed=config.run.seed,
         runtime=config.runtime,
@@ -78,19 +88,44 @@ def fine_tune(
         old_task=None
         if learnt is None
         else old_task(learnt, checkpoint, tokenizer, config, inputs.cache.old_task, check),
+        retention=_retention(config, checkpoint, inputs, check),
         stop_after_epochs=config.run.stop_after_epochs,
         device_batches=inputs.device_batches,
     )
-    # Only now: a mistake in the configuration leaves nothing behind.
-    fingerprints = {
-        "train": train_corpus.fingerprint,
-        "validation": validation.corpus.fingerprint,
+
+
+def _retention(
+    config: RunConfig, checkpoint: str, inputs: Inputs, check: Check | None
+) -> RetentionMethod:
+    """Return the run's retention method, with the old task's questions if it looks at them."""
+    retention, old = config.parameters.retention, None
+    if retention.method in NEEDS_OLD_DATA:
+        corpus, windows = inputs.old_training(config, checkpoint)
+        old = OldData(
+            checkpoint=checkpoint,
+            windows=windows,
+            groups=corpus.groups(),
+            key=f"{corpus.fingerprint}-{config.data.max_length}-{config.evaluation.doc_stride}",
+            padded=partial(collator, tokenizer=inputs.tokenizer(checkpoint)),
+            runtime=config.runtime,
+            cache=inputs.cache.retention,
+            check=check,
+        )
+    return make_method(retention, checkpoint=checkpoint, old=old, seed=config.run.seed)
+
+
+def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, str]:
+    """Return a hash of each corpus that the run's records depend on."""
+    data = config.data
+    corpora = {
+        "train": inputs.train_corpus(data.train, data.train_limit),
+        "validation": inputs.validation_corpus(data),
     }
-    if learnt is not None:
-        fingerprints["old_task"] = learnt.corpus.fingerprint
-    with telling_of_a_full_disk(folder):
-        _claim(config, folder, fingerprints)
-    return train(training, RunPaths(folder), on_epoch, check)
+    if config.evaluation.old_task is not None:
+        corpora["old_task"] = inputs.old_task_corpus(config.evaluation)
+    if config.parameters.retention.method in NEEDS_OLD_DATA:
+        corpora["old_training"] = inputs.old_training_corpus(config)
+    return {name: corpus.fingerprint for name, corpus in corpora.items()}
 
 
 def _claim(config: RunConfig, folder: Path, fingerprints: dict[str, str]) -> None:

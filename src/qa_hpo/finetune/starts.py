@@ -1,20 +1,19 @@
 """Names of starts to checkpoints; one that is a recipe is built once, by whoever comes first."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from qa_hpo.config import Recipe, RunConfig, Runtime, StudyFile
 from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.interruption import Check
+from qa_hpo.finetune.locking import locked
 from qa_hpo.finetune.models import checkpoint_fingerprint
+from qa_hpo.finetune.retention import NoRetention, PathIntegral
 from qa_hpo.finetune.training import Training, train
 from qa_hpo.parameters import Parameters
 from qa_hpo.paths import RunPaths
@@ -25,9 +24,6 @@ _logger = logging.getLogger(__name__)
 
 # Part of a built start's key: raised when the same recipe would give other weights.
 _VERSION = 1
-
-_POLL_S = 0.5
-"""Seconds between two looks at whether the wait for another process is to go on."""
 
 
 class Starts:
@@ -71,7 +67,7 @@ class Starts:
         if not final.is_dir():
             source = self.checkpoint(start.from_, on_build, check)
             final.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(final, check):
+            with locked(final, check):
                 if not final.is_dir():
                     if on_build is not None:
                         on_build(name)
@@ -99,11 +95,13 @@ class Starts:
             "version": _VERSION,
             "source": self.fingerprint(recipe.from_),
             "corpus": corpus.fingerprint,
-            "parameters": self._parameters(recipe).model_dump(exclude={"start"}),
+            "parameters": self._parameters(recipe).model_dump(exclude={"start", "retention"}),
             "seed": recipe.seed,
             "max_length": self.job.data.max_length,
             "precision": self.runtime.precision,
         }
+        if recipe.path_integral:
+            content["path_integral"] = True
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _build(
@@ -128,6 +126,7 @@ class Starts:
                 parameters=parameters,
                 seed=recipe.seed,
                 runtime=self.runtime,
+                retention=PathIntegral() if recipe.path_integral else NoRetention(),
                 device_batches=self.inputs.device_batches,
             ),
             paths,
@@ -141,21 +140,3 @@ class Starts:
             )
         tuned.checkpoint.replace(final)
         shutil.rmtree(paths.folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(final: Path, check: Check | None) -> Iterator[None]:
-    """Hold the lock of the start at ``final``; ``check`` can end the wait for it."""
-    lock = FileLock(f"{final}.lock")
-    while True:
-        if check is not None:
-            check()
-        try:
-            lock.acquire(timeout=_POLL_S)
-            break
-        except Timeout:
-            continue
-    try:
-        yield
-    finally:
-        lock.release()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
@@ -32,16 +33,24 @@ from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.memory import PassSize, RandomState
 from qa_hpo.finetune.old_task import OldTask
 from qa_hpo.finetune.records import EpochRecord, best_record
+from qa_hpo.finetune.retention.base import NoRetention, RetentionMethod
 from qa_hpo.paths import RunPaths, new_folder, read_json, write_bytes, write_json
 from qa_hpo.squad.answered import Answered
 from qa_hpo.squad.scoring import corpus_metrics
 
-__all__ = ["OnEpoch", "QuestionAnsweringTrainer", "read_device_batch", "read_records"]
+__all__ = [
+    "OnEpoch",
+    "QuestionAnsweringTrainer",
+    "read_device_batch",
+    "read_records",
+    "read_retention",
+]
 
 OnEpoch = Callable[[EpochRecord], str | None]
 
 _RECORDS = "epochs.json"
 _PASSES = "passes.json"
+_RETENTION = "retention.safetensors"
 
 
 def read_records(resume_state: Path) -> list[EpochRecord]:
@@ -52,6 +61,12 @@ def read_records(resume_state: Path) -> list[EpochRecord]:
 def read_device_batch(resume_state: Path) -> int:
     """Return how many windows at once the run of ``resume_state`` had come down to."""
     return int(read_json(resume_state / _PASSES)["device_batch"])
+
+
+def read_retention(resume_state: Path) -> dict[str, torch.Tensor]:
+    """Return what the retention method of ``resume_state``'s run had to keep."""
+    path = resume_state / _RETENTION
+    return load_file(path) if path.is_file() else {}
 
 
 class QuestionAnsweringTrainer(Trainer):
@@ -85,6 +100,7 @@ class QuestionAnsweringTrainer(Trainer):
         check: Called before every training step and every evaluation batch, and never while files
             are written.
         old_task: What the start has learnt before, measured with the epochs; None for nothing.
+        retention: What keeps it, and has chosen ``train``.
     """
 
     def __init__(
@@ -113,6 +129,7 @@ class QuestionAnsweringTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.network = model
         self.train_collator = train
+        self.retention: RetentionMethod = NoRetention()
         self.validation = validation
         self.evaluation = evaluation
         self.autocast = autocast
@@ -178,7 +195,10 @@ class QuestionAnsweringTrainer(Trainer):
             beginning.restore()
 
         work = partial(self._in_passes, model, inputs)
-        return self.passes.fit(len(inputs["input_ids"]), work, undo)
+        loss = self.passes.fit(len(inputs["input_ids"]), work, undo)
+        scaler = self.accelerator.scaler
+        self.retention.after_backward(1.0 if scaler is None else scaler.get_scale())
+        return loss
 
     def _in_passes(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], size: int
@@ -206,13 +226,16 @@ class QuestionAnsweringTrainer(Trainer):
     ) -> Any:
         """Return the mean loss of a pass, times its share of the step's windows.
 
-        Padding takes no part in it.
+        Padding takes no part in it, nor does the penalty of a retention method, which is a
+        gradient alone: training losses compare between methods.
         """
         labels = {name: inputs.pop(name) for name in ("start_positions", "end_positions")}
+        extras = {name: inputs.pop(name) for name in self.retention.batch_keys}
         outputs = model(**inputs)
         losses = span_loss(
             outputs.start_logits, outputs.end_logits, inputs["attention_mask"], **labels
         )
+        losses = self.retention.window_losses(losses, outputs, inputs, extras)
         loss = losses.mean() * self._share
         return (loss, outputs) if return_outputs else loss
 
@@ -294,7 +317,8 @@ class QuestionAnsweringTrainer(Trainer):
         with telling_of_a_full_disk(self.paths.folder), new_folder(final) as folder:
             if answered is not None:
                 write_bytes(self.paths.answers(epoch), answered.to_bytes())
-            self.network.save_pretrained(folder)
+            self.retention.portable(self.network).save_pretrained(folder)
+            self.retention.save(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 
@@ -321,6 +345,9 @@ class QuestionAnsweringTrainer(Trainer):
                 finally:
                     self._staging = None
                 (written,) = Path(staging).glob("checkpoint-*")
+                state = self.retention.state()
+                if state:
+                    save_file(state, written / _RETENTION)
                 write_json(written / _PASSES, {"device_batch": self.passes.size})
                 write_json(written / _RECORDS, [record.as_dict() for record in self.records])
                 written.replace(final)
@@ -348,6 +375,11 @@ class _Epochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.trainer._epoch_started = time.monotonic()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.retention.after_step()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -1,5 +1,6 @@
 """A checkpoint and windows in, epoch records and the best epoch's checkpoint out."""
 
+import math
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +27,13 @@ from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
 from qa_hpo.finetune.models import load_model, position_limit, quiet
 from qa_hpo.finetune.old_task import OldTask, start_scores
 from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
+from qa_hpo.finetune.retention.base import NoRetention, RetentionMethod
 from qa_hpo.finetune.trainer import (
     OnEpoch,
     QuestionAnsweringTrainer,
     read_device_batch,
     read_records,
+    read_retention,
 )
 from qa_hpo.parameters import Hyperparameters
 from qa_hpo.paths import RunPaths
@@ -55,6 +58,7 @@ class Training:
         seed: Seed of a fresh head, of the data's order and of dropout.
         runtime: How the hardware is used.
         evaluation: How validation questions are answered.
+        retention: What keeps the old task.
         stop_after_epochs: Epoch after which to stop although the schedule goes on; None for none.
         device_batches: For each checkpoint, the most windows per pass that are known to fit; the
             run begins with as many, and writes down what it comes down to.
@@ -69,6 +73,7 @@ class Training:
     runtime: Runtime = field(default_factory=Runtime)
     evaluation: Evaluation = field(default_factory=Evaluation)
     old_task: OldTask | None = None
+    retention: RetentionMethod = field(default_factory=NoRetention)
     stop_after_epochs: int | None = None
     device_batches: dict[str, int] = field(default_factory=dict)
 
@@ -148,6 +153,8 @@ def _epochs(
     states = paths.resume_states()
     with telling_of_memory(training.checkpoint, "the model"):
         trainer = _trainer(training, paths, device_batch)
+        if states:
+            training.retention.load_state(read_retention(states[-1]))
     trainer.check = carried(check)
     trainer.records = records
     trainer.on_epoch = on_epoch
@@ -217,16 +224,18 @@ def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
 def _trainer(training: Training, paths: RunPaths, device_batch: int) -> QuestionAnsweringTrainer:
     # Before the model is loaded: a fresh head is drawn from the random state.
     set_seed(training.seed)
-    runtime = training.runtime
+    runtime, retention = training.runtime, training.retention
     model = load_model(
         training.checkpoint,
         attention=attention_for(runtime, training.checkpoint),
         dropout=training.parameters.dropout,
+        fresh_head=not retention.needs_head,
     )
     tokenizer = training.tokenizer
     validation = training.validation
     limit = position_limit(model.config)
-    for windows in (training.windows, *([validation.windows] if validation else [])):
+    train = retention.batches(collator(training.windows, tokenizer))
+    for windows in (train.windows, *([validation.windows] if validation else [])):
         if limit is not None and (longest := int(windows.lengths.max())) > limit:
             raise WindowError(
                 f"{training.checkpoint}: a window has {longest} tokens and the model {limit} "
@@ -236,12 +245,15 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         model,
         _arguments(training, paths),
         tokenizer=tokenizer,
-        train=collator(training.windows, tokenizer),
+        train=train,
         validation=(validation, collator(validation.windows, tokenizer)) if validation else None,
         evaluation=training.evaluation,
         autocast=lower_precision(runtime),
         paths=paths,
     )
+    parameters = training.parameters
+    batches = math.ceil(len(train.windows) / parameters.batch_size)
+    retention.prepare(model, batches * parameters.epochs)
     if best_device() == "cpu" and not runtime.compile:
         use_quick_dropout(model)
     if runtime.compile:
@@ -250,6 +262,7 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         # symbols: batches of another length, and the last one of an epoch, compile nothing anew.
         model.compile(dynamic=True)
     trainer.old_task = training.old_task
+    trainer.retention = retention
     trainer.passes.size = device_batch
     trainer.passes.on_smaller = partial(training.device_batches.__setitem__, training.checkpoint)
     return trainer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qa_hpo.errors import ArtifactError, InputError
-from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes
+from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes, contenders
 from qa_hpo.results.significance import (
     Difference,
     Rescored,
@@ -80,7 +80,8 @@ def certainty(joined: JoinedStudy, board: Leaderboard) -> Certainty | None:
     Raises:
         ArtifactError: The artifact store refuses.
     """
-    rows = [row for row in board.trials if competes(row)]
+    # Who cannot win for having forgotten too much has no part in who is best.
+    rows = contenders(board.trials, joined.file.constraints.max_forgetting)
     wanted = {row.number: row for row in rows[:_LEADING]}
     best = best_of_starts(rows)
     for row in (*best.values(), board.baseline):

@@ -7,6 +7,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
+from qa_hpo.search.choosing import trials_on_front
 from qa_hpo.search.failures import is_retried, lineages
 from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
@@ -17,7 +18,15 @@ from qa_hpo.search.trials import (
     epoch_records,
 )
 
-__all__ = ["Leaderboard", "Row", "best_of_starts", "competes", "leaderboard"]
+__all__ = [
+    "Leaderboard",
+    "Row",
+    "best_of_starts",
+    "competes",
+    "contenders",
+    "forgets_too_much",
+    "leaderboard",
+]
 
 
 class _Result(BaseModel):
@@ -68,6 +77,9 @@ class Row(_Result):
     """Likewise, with the null answer disabled."""
     best_f1_interval: tuple[float, float] | None = None
     """95% interval of best_f1 for other articles of the kind, its threshold as it is."""
+    on_front: bool | None = None
+    """Whether no other finished trial is better in best_f1 and old_task_f1: at least as good in
+    both, and better in one. Null where the study has one objective."""
 
 
 class Leaderboard(_Result):
@@ -75,7 +87,8 @@ class Leaderboard(_Result):
 
     study: str
     winner: Row | None
-    """The best of all complete and pruned trials."""
+    """The best of all complete and pruned trials: of those that keep to
+    ``constraints.max_forgetting``, and where none does, the one that forgets least."""
     baseline: Row | None
     """The first ``[[baseline]]``, in its latest attempt."""
     trials: list[Row]
@@ -96,8 +109,10 @@ def leaderboard(joined: JoinedStudy) -> Leaderboard:
     seeds: dict[int, list[float]] = {}
     for trial in competing:
         seeds.setdefault(configuration_number(trial), []).append(trial.user_attrs["best_f1"])
+    one_objective = len(joined.file.study.objectives) == 1
+    front = None if one_objective else trials_on_front(competing)
     rows = {
-        own[-1].number: _row(joined, own[-1], seeds.get(configuration_number(own[-1]), []))
+        own[-1].number: _row(joined, own[-1], seeds.get(configuration_number(own[-1]), []), front)
         for own in attempts.values()
         if own[-1].state.is_finished() and not is_retried(own)
     }
@@ -122,6 +137,20 @@ def competes(row: Row) -> bool:
     return row.state != TrialState.FAIL.name and row.best_f1 is not None
 
 
+def forgets_too_much(row: Row, most: float | None) -> bool:
+    """Return whether a trial forgets more than ``constraints.max_forgetting``, in points of F1."""
+    return most is not None and row.old_task_drop is not None and row.old_task_drop > most
+
+
+def contenders(rows: Iterable[Row], most: float | None) -> list[Row]:
+    """Return the trials that may win: those that keep to ``constraints.max_forgetting``.
+
+    All that compete, where none of them does, or where there is no such bound.
+    """
+    competing = [row for row in rows if competes(row)]
+    return [row for row in competing if not forgets_too_much(row, most)] or competing
+
+
 def best_of_starts(rows: Iterable[Row]) -> dict[str, Row]:
     """Return the best trial of each start, of those that compete.
 
@@ -140,11 +169,22 @@ def _by_f1(row: Row) -> tuple[float, int]:
 
 
 # Of a row's fields, those that are no user attributes of the trial.
-_DERIVED = {"number", "state", "params", "val_loss", "seeds", "seeds_f1", "seeds_f1_sd"}
+_DERIVED = {
+    *("number", "state", "params", "val_loss", "seeds", "seeds_f1", "seeds_f1_sd", "on_front"),
+}
 
 
-def _row(joined: JoinedStudy, trial: FrozenTrial, seeds: list[float]) -> Row:
-    """Return a trial's row; ``seeds`` are the best_f1 of all runs of its configuration."""
+def _row(
+    joined: JoinedStudy, trial: FrozenTrial, seeds: list[float], front: set[int] | None
+) -> Row:
+    """Return a trial's row.
+
+    Args:
+        joined: The study.
+        trial: The trial.
+        seeds: The best_f1 of all runs of its configuration.
+        front: The numbers of the trials on the front; None where the study has one objective.
+    """
     attributes = {key: trial.user_attrs.get(key) for key in Row.model_fields.keys() - _DERIVED}
     if trial.state is TrialState.FAIL:
         attributes["stop_reason"] = trial.user_attrs.get(CAUSE)
@@ -152,10 +192,11 @@ def _row(joined: JoinedStudy, trial: FrozenTrial, seeds: list[float]) -> Row:
     return Row(
         number=trial.number,
         state=trial.state.name,
-        params=joined.space.parameters_of(trial.params).model_dump(),
+        params=joined.space.parameters_of(trial.params).flat(),
         val_loss=[record.get("val_loss") for record in epoch_records(trial)],
         seeds=max(1, len(seeds)),
         seeds_f1=statistics.fmean(seeds) if several else None,
         seeds_f1_sd=statistics.stdev(seeds) if several else None,
+        on_front=None if front is None else trial.number in front,
         **attributes,
     )

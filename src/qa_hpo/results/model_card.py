@@ -75,15 +75,16 @@ def model_card(
         facts: What a study knows besides; all may be missing, or None. ``best_f1_interval``, low
             and high; ``seeds``, ``seeds_f1``, ``seeds_f1_sd``; ``probability_best``;
             ``baseline``, as ``Compared.as_dict`` has it; ``test``, as ``held_out_scores`` has it;
-            ``context_first``, whether the tokenizer takes the context before the question.
+            ``context_first``, whether the tokenizer takes the context before the question;
+            ``rule``, by which the trial was chosen; ``max_forgetting``, in points of F1.
     """
     return "\n".join(
         [
             f"---\n{_metadata(config, best, facts.get('test')).to_yaml()}\n---\n",
             f"# {config.run.name}\n",
-            _summary(config, best, origin),
+            _summary(config, best, origin, facts.get("rule")),
             _sureness(facts),
-            _old_task(config, best),
+            _old_task(config, best, facts.get("max_forgetting")),
             _threshold(best),
             _use(config, best, context_first=bool(facts.get("context_first"))),
             _configuration(config),
@@ -138,7 +139,7 @@ def _dataset(source: str) -> dict[str, Any]:
     return {"dataset_type": plain.strip("-._") or "corpus", "dataset_name": path.name or source}
 
 
-def _summary(config: RunConfig, best: EpochRecord, origin: str) -> str:
+def _summary(config: RunConfig, best: EpochRecord, origin: str, rule: str | None) -> str:
     metrics = best.metrics
     text = (
         "An extractive question-answering model: it answers a question with a part of the\n"
@@ -152,7 +153,18 @@ def _summary(config: RunConfig, best: EpochRecord, origin: str) -> str:
             "With the threshold fitted on one half of the articles and scored on the other it is\n"
             f"{metrics['crossfit_f1']:.2f}: the better guess for articles that had no part in it.\n"
         )
+    if rule is not None:
+        text += f"\nOf its study's trials it was chosen by the rule `{rule}`:\n{_meaning(rule)}.\n"
     return text
+
+
+def _meaning(rule: str) -> str:
+    name, _, most = rule.partition("<=")
+    return {
+        "best_f1": "the winner of the leaderboard, which goes by the F1 on the new task",
+        "old_task_f1": "the one with the highest F1 on the old task",
+        "forgetting": f"the best of those that forget at most {most} points of F1 on the old task",
+    }[name]
 
 
 def _sureness(facts: Mapping[str, Any]) -> str:
@@ -195,7 +207,7 @@ def _sureness(facts: Mapping[str, Any]) -> str:
     return "\n".join(["## How sure that is\n", *lines, ""]) if lines else ""
 
 
-def _old_task(config: RunConfig, best: EpochRecord) -> str:
+def _old_task(config: RunConfig, best: EpochRecord, most: float | None) -> str:
     """Return what became of the task that the start had learnt before, if that was measured."""
     metrics = best.metrics
     if config.evaluation.old_task is None or metrics.get("old_task_f1") is None:
@@ -211,6 +223,12 @@ def _old_task(config: RunConfig, best: EpochRecord) -> str:
             f" Its start had\n{metrics['old_task_f1'] + metrics['old_task_drop']:.2f} and "
             f"{metrics['old_task_f1_no_null'] + metrics['old_task_drop_no_null']:.2f}."
         )
+        if most is not None:
+            kept = "forgets more" if metrics["old_task_drop"] > most else "keeps to that"
+            text += (
+                f"\nTrials of its study were to forget at most {most:g} points of F1 with their\n"
+                f"threshold; it {kept}."
+            )
     return f"{text}\n"
 
 
@@ -235,7 +253,7 @@ def _threshold(best: EpochRecord) -> str:
 def _configuration(config: RunConfig) -> str:
     rows = "\n".join(
         f"| {name} | {'the start’s own' if value is None else value} |"
-        for name, value in config.parameters.model_dump().items()
+        for name, value in config.parameters.flat().items()
     )
     return (
         "## Configuration\n\n"

@@ -4,15 +4,16 @@ The dashboard renders GitHub's Markdown, tables included. Names come from outsid
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Budget, Dimension, Recipe
 from qa_hpo.results.leaderboard import Leaderboard, Row, best_of_starts, competes
+from qa_hpo.results.note_forgetting import bound, objectives, old_task, pareto_front
+from qa_hpo.results.note_words import NONE, escaped, table, trial_link, two_digits
 from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
@@ -33,17 +34,17 @@ from qa_hpo.search.trials import (
 __all__ = ["study_note", "trial_note"]
 
 _LEADING = 5
-_NONE = "–"
 
 
 def study_note(joined: JoinedStudy, board: Leaderboard) -> str:
     """Return the note of a study: how it stands, what it searches, and how to read its pages."""
     trials = joined.optuna_study.get_trials(deepcopy=False)
-    parts = [f"# {_text(board.study)}", *_standing(joined, board)]
+    parts = [f"# {escaped(board.study)}", *_standing(joined, board)]
     parts += ["## Progress", _progress(trials, spent(joined.optuna_study, trials=trials), joined)]
     leading = [row for row in board.trials if competes(row)]
     if leading:
         parts += ["## Leading trials", _leading_table(joined, leading[:_LEADING])]
+        parts += pareto_front(joined, leading)
         parts += ["## The best trial of each start", _start_table(joined, leading)]
     if board.winner is not None:
         heading = f"## Configuration of trial {board.winner.number}"
@@ -65,12 +66,13 @@ def trial_note(joined: JoinedStudy, trial: FrozenTrial) -> str:
             attributes.get("crossfit_f1"),
             attributes.get("f1"),
         )
-        parts.append(_table(["", "F1 (%)"], rows))
+        rows += old_task(attributes.get("old_task_f1"), attributes.get("old_task_drop"))
+        parts.append(table(["", "F1 (%)"], rows))
     records = epoch_records(trial)
     if records:
         parts += ["## Epochs", _epochs(records, attributes.get("best_epoch"))]
     parameters = joined.space.parameters_of(trial.params)
-    parts += ["## Configuration", _parameters(parameters.model_dump())]
+    parts += ["## Configuration", _parameters(parameters.flat())]
     if trial.state is not TrialState.FAIL:
         parts += ["## Checkpoint", _checkpoint(joined, trial, parameters.start)]
     return "\n\n".join(parts) + "\n"
@@ -83,8 +85,8 @@ def _standing(joined: JoinedStudy, board: Leaderboard) -> list[str]:
     winner, baseline = board.winner, board.baseline
     if winner is None or winner.best_f1 is None:
         return ["No trial has been measured yet."]
-    text = f"**{_link(joined, winner.number, 'Trial')} leads with F1 {winner.best_f1:.2f}%**"
-    text += f", from the start {_text(winner.params['start'])}"
+    text = f"**{trial_link(joined, winner.number, 'Trial')} leads with F1 {winner.best_f1:.2f}%**"
+    text += f", from the start {escaped(winner.params['start'])}"
     text += f", in epoch {_epoch(winner)}."
     if baseline is None or baseline.best_f1 is None:
         text += " No baseline has been measured."
@@ -92,7 +94,8 @@ def _standing(joined: JoinedStudy, board: Leaderboard) -> list[str]:
         text += " It is the baseline."
     else:
         gain = winner.best_f1 - baseline.best_f1
-        text += f" The baseline, {_link(joined, baseline.number)}, has {baseline.best_f1:.2f}%: "
+        text += f" The baseline, {trial_link(joined, baseline.number)}, has "
+        text += f"{baseline.best_f1:.2f}%: "
         text += f"the difference is {gain:+.2f} points."
     rows = _scores(
         winner.threshold, winner.best_f1, winner.best_f1_interval, winner.crossfit_f1, winner.f1
@@ -100,11 +103,8 @@ def _standing(joined: JoinedStudy, board: Leaderboard) -> list[str]:
     if winner.seeds_f1 is not None:
         deviation = "" if winner.seeds_f1_sd is None else f" ± {winner.seeds_f1_sd:.2f}"
         rows.append([f"mean of {winner.seeds} seeds", f"{winner.seeds_f1:.2f}{deviation}"])
-    if winner.old_task_f1 is not None:
-        drop = winner.old_task_drop
-        less = "" if drop is None else f", {drop:.2f} less than its start"
-        rows.append(["on the old task, at the same threshold", f"{winner.old_task_f1:.2f}{less}"])
-    return [text, _table(["", "F1 (%)"], rows)]
+    rows += old_task(winner.old_task_f1, winner.old_task_drop)
+    return [text, *bound(joined, winner), table(["", "F1 (%)"], rows)]
 
 
 def _scores(
@@ -149,18 +149,18 @@ def _spent(used: Spent, budget: Budget) -> str:
 def _leading_table(joined: JoinedStudy, rows: Sequence[Row]) -> str:
     several = any(row.seeds_f1 is not None for row in rows)
     heads = ["trial", "start", "learning rate", "epoch", *(["mean of seeds"] if several else [])]
-    return _table(
+    return table(
         [*heads, "F1 (%)", "threshold", "cross-fit F1", "ended"],
         [
             [
-                _link(joined, row.number),
-                _text(row.params["start"]),
+                trial_link(joined, row.number),
+                escaped(row.params["start"]),
                 _value(row.params["learning_rate"]),
                 _epoch(row),
                 *([_mean(row)] if several else []),
-                _two(row.best_f1),
-                _two(row.threshold),
-                _two(row.crossfit_f1),
+                two_digits(row.best_f1),
+                two_digits(row.threshold),
+                two_digits(row.crossfit_f1),
                 row.state if row.stop_reason is None else f"{row.state}, {row.stop_reason}",
             ]
             for row in rows
@@ -174,22 +174,22 @@ def _start_table(joined: JoinedStudy, rows: Sequence[Row]) -> str:
     for start in joined.file.starts:
         best = found.get(start)
         if best is None:
-            lines.append([_text(start), "0", _NONE, _NONE, _NONE])
+            lines.append([escaped(start), "0", NONE, NONE, NONE])
             continue
         own = [row for row in rows if row.params["start"] == start]
         ends = best.best_f1_interval
-        between = _NONE if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
-        link = _link(joined, best.number)
-        lines.append([_text(start), str(len(own)), link, _two(best.best_f1), between])
-    return _table(["start", "trials", "best", "F1 (%)", "95% interval"], lines)
+        between = NONE if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+        link = trial_link(joined, best.number)
+        lines.append([escaped(start), str(len(own)), link, two_digits(best.best_f1), between])
+    return table(["start", "trials", "best", "F1 (%)", "95% interval"], lines)
 
 
 def _search(joined: JoinedStudy) -> str:
     file = joined.file
     lines = [f"- {_words(name)}: {_range(file.search[name])}" for name in file.search]
-    lines += [f"- start {_text(name)}: {_start(joined, name)}" for name in file.starts]
-    lines.append(f"- trained on {_text(file.data.train)}")
-    lines.append(f"- judged by {_text(file.data.validation)}")
+    lines += [f"- start {escaped(name)}: {_start(joined, name)}" for name in file.starts]
+    lines.append(f"- trained on {escaped(file.data.train)}")
+    lines.append(f"- judged by {escaped(file.data.validation)}")
     return "\n".join(lines)
 
 
@@ -221,17 +221,15 @@ def _reading(joined: JoinedStudy) -> str:
     delta = f"more than {pruning.min_delta:g} " if pruning.min_delta else ""
     return "\n".join(
         [
-            "- The **objective** is the best F1 in percent: that of a trial's best epoch, at the "
-            "no-answer threshold that is tuned on the validation questions.",
-            "- **Intermediate values** are *minus* the validation loss after each epoch: -0.43 is "
-            "a loss of 0.43 nats per window. The higher, the better.",
+            *objectives(joined),
             "- **COMPLETE** trials trained all their epochs.",
             "- **PRUNED** trials were stopped early: as *overfitting* (for "
             f"{times}, the validation loss was {delta}above its best), *hopeless* beside other "
             "trials, *diverged*, or at the end of the *budget*. The user attribute `stop_reason` "
             "says which.",
             "- Pruned trials **compete** with their best epoch. The dashboard's own best trial is "
-            "the best of the complete ones; the winner may be a pruned one.",
+            "the best of the complete ones, and with two objectives its own front is of those; the "
+            "winner may be a pruned one.",
             "- **FAIL**: there is no result. What may pass is tried again, as another trial.",
         ]
     )
@@ -254,7 +252,7 @@ def _ending(joined: JoinedStudy, trial: FrozenTrial) -> str:
     if trial.state is TrialState.FAIL:
         cause = trial.user_attrs.get(CAUSE, Cause.WORKER_DIED)
         error = trial.user_attrs.get(ERROR, "its worker ended")
-        text = f"**Failed after {done} of {epochs} epochs** ({_text(cause)}): {_text(error)}"
+        text = f"**Failed after {done} of {epochs} epochs** ({escaped(cause)}): {escaped(error)}"
         return f"{text}\n\n{_again(joined, trial)}"
     return f"Not finished: {done} of {epochs} epochs so far."
 
@@ -288,7 +286,7 @@ def _again(joined: JoinedStudy, trial: FrozenTrial) -> str:
     own = lineages(joined.optuna_study.get_trials(deepcopy=False))[lineage_number(trial)]
     later = [other.number for other in own if other.number > trial.number]
     if later:
-        return f"It was tried again as {_link(joined, later[0])}."
+        return f"It was tried again as {trial_link(joined, later[0])}."
     return "It is tried again." if is_retried(own) else "It is not tried again."
 
 
@@ -296,17 +294,17 @@ def _origin(joined: JoinedStudy, trial: FrozenTrial) -> list[str]:
     attributes, study = trial.user_attrs, joined.file.study
     lines = []
     if BASELINE in attributes:
-        lines.append(f"It runs the baseline {_text(attributes[BASELINE])}.")
+        lines.append(f"It runs the baseline {escaped(attributes[BASELINE])}.")
     if REPEAT_OF in attributes:
-        first = _link(joined, attributes[REPEAT_OF])
+        first = trial_link(joined, attributes[REPEAT_OF])
         lines.append(f"It runs the configuration of {first} with another seed.")
     if lineage_number(trial) != trial.number:
-        first = _link(joined, lineage_number(trial))
+        first = trial_link(joined, lineage_number(trial))
         lines.append(f"It is a retry of {first}, and went on after its last finished epoch.")
     if is_control(study.seed, configuration_number(trial), joined.file.pruning.control_fraction):
         lines.append("It is a control: it is not stopped for its losses.")
     if WORKER in attributes:
-        lines.append(f"Worker: {_text(attributes[WORKER])}.")
+        lines.append(f"Worker: {escaped(attributes[WORKER])}.")
     return [" ".join(lines)] if lines else []
 
 
@@ -319,19 +317,19 @@ def _epochs(records: Sequence[dict[str, Any]], best: int | None) -> str:
                 f"**{epoch}**, the best" if epoch == best else str(epoch),
                 _loss(record, "train_loss"),
                 _loss(record, "val_loss"),
-                _two(record.get("f1")),
-                _two(record.get("best_f1")),
-                _two(record.get("best_f1_thresh")),
-                _NONE if record.get("seconds") is None else f"{record['seconds']:.1f}",
+                two_digits(record.get("f1")),
+                two_digits(record.get("best_f1")),
+                two_digits(record.get("best_f1_thresh")),
+                NONE if record.get("seconds") is None else f"{record['seconds']:.1f}",
             ]
         )
     heads = ["epoch", "training loss", "validation loss", "F1 at 0 (%)", "best F1 (%)"]
-    return _table([*heads, "threshold (logits)", "seconds"], lines)
+    return table([*heads, "threshold (logits)", "seconds"], lines)
 
 
 def _loss(record: dict[str, Any], name: str) -> str:
     if name not in record:
-        return _NONE
+        return NONE
     return "not finite" if record[name] is None else f"{record[name]:.3f}"
 
 
@@ -339,11 +337,13 @@ def _checkpoint(joined: JoinedStudy, trial: FrozenTrial, start: str) -> str:
     what = kept(trial)
     if what is None:
         return "There is none: it finished no epoch."
+    measured = joined.file.evaluation.old_task is not None
+    or_on_front = ", or none other is better on both tasks" if measured else ""
     return (
-        f"The weights after epoch {what.checkpoint_epoch}, fine-tuned from {_text(start)}: "
+        f"The weights after epoch {what.checkpoint_epoch}, fine-tuned from {escaped(start)}: "
         f"{_start(joined, start)}. They are kept while the trial is among the leading "
-        f"{joined.file.artifacts.keep}; `qa-hpo export study.toml OUT --trial {trial.number}` "
-        "writes them to a folder."
+        f"{joined.file.artifacts.keep}{or_on_front}; `qa-hpo export study.toml OUT --trial "
+        f"{trial.number}` writes them to a folder."
     )
 
 
@@ -353,22 +353,17 @@ def _checkpoint(joined: JoinedStudy, trial: FrozenTrial, start: str) -> str:
 def _start(joined: JoinedStudy, name: str) -> str:
     start = joined.file.starts[name]
     if isinstance(start, Recipe):
-        return f"{_text(start.from_)}, trained on {_text(start.train)}"
-    return f"the checkpoint {_text(start)}"
+        return f"{escaped(start.from_)}, trained on {escaped(start.train)}"
+    return f"the checkpoint {escaped(start)}"
 
 
 def _parameters(params: dict[str, Any]) -> str:
     rows = [[_words(name), _value(value)] for name, value in params.items()]
-    return _table(["parameter", "value"], sorted(rows, key=lambda row: row[0] != "start"))
+    return table(["parameter", "value"], sorted(rows, key=lambda row: row[0] != "start"))
 
 
 def _epoch(row: Row) -> str:
-    return f"{row.best_epoch or _NONE} of {row.params['epochs']}"
-
-
-def _link(joined: JoinedStudy, number: int, word: str = "trial") -> str:
-    # The dashboard shows notes on pages of different depth, so the path is a whole one.
-    return f"[{word} {number}](/dashboard/studies/{joined.key}/trials?numbers={number})"
+    return f"{row.best_epoch or NONE} of {row.params['epochs']}"
 
 
 def _words(name: str) -> str:
@@ -378,22 +373,8 @@ def _words(name: str) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "the start's own"
-    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+    return f"{value:.4g}" if isinstance(value, float) else escaped(value)
 
 
 def _mean(row: Row) -> str:
-    return _NONE if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})"
-
-
-def _two(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.2f}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, [":---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _text(value: object) -> str:
-    """Return what comes from outside as Markdown that shows it as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|~&#!$@])", r"\\\1", " ".join(str(value).split()))
+    return NONE if row.seeds_f1 is None else f"{row.seeds_f1:.2f} ({row.seeds})"

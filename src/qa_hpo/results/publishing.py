@@ -14,6 +14,7 @@ from plotly.graph_objects import Figure
 from qa_hpo.errors import ArtifactError
 from qa_hpo.results.leaderboard import Leaderboard, competes, leaderboard
 from qa_hpo.results.notes import study_note, trial_note
+from qa_hpo.results.pareto import trade_off
 from qa_hpo.results.plots import f1_by_start, f1_by_threshold, loss_curves
 from qa_hpo.results.significance import tuned_interval
 from qa_hpo.search.joined import JoinedStudy
@@ -34,7 +35,7 @@ OUR_NOTE = "qa_hpo:note_ver"
 # before the newest one, and workers write too often for that.
 _VERSION = 1
 # What the plots are called in the dashboard.
-_PLOTS = ("validation-loss", "f1-by-start", "f1-by-threshold")
+_PLOTS = ("validation-loss", "f1-by-start", "f1-by-threshold", "old-task-f1-by-best-f1")
 # No more often than this, and never more than a twentieth of a worker's time.
 _SECONDS = 10.0
 _SHARE = 0.05
@@ -122,8 +123,11 @@ class Publisher:
 
     def _figures(self, board: Leaderboard) -> Mapping[str, Figure]:
         rows = board.trials
-        losses, starts, thresholds = _PLOTS
+        losses, starts, thresholds, old_task = _PLOTS
         figures = {losses: loss_curves(rows), starts: f1_by_start(rows, baseline=board.baseline)}
+        file = self.joined.file
+        if file.evaluation.old_task is not None:
+            figures[old_task] = trade_off(rows, most=file.constraints.max_forgetting)
         try:
             self.known = leading_answers(self.joined, board, self.known)
         except ArtifactError as error:  # next time, perhaps

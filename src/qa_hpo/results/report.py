@@ -20,6 +20,7 @@ from qa_hpo.config import to_toml
 from qa_hpo.errors import InputError
 from qa_hpo.paths import write_text
 from qa_hpo.results import report_tables as tables
+from qa_hpo.results.pareto import trade_off
 from qa_hpo.results.plots import (
     f1_by_start,
     f1_by_threshold,
@@ -29,6 +30,7 @@ from qa_hpo.results.plots import (
     time_by_reason,
 )
 from qa_hpo.results.report_data import Report, study_report
+from qa_hpo.results.report_forgetting import on_the_front
 from qa_hpo.results.report_words import answer, standing
 from qa_hpo.search.storage import mask
 
@@ -138,15 +140,20 @@ def _is_report(path: Path) -> bool:
 def to_html(report: Report) -> str:
     """Return the report as one page of HTML, with its plots and all that draws them."""
     plots = [plot for plot in _plots(report) if plot.figure.data]
+    front = _front_plot(report)
+    drawn = [*plots, *([] if front is None else [front])]
     library = get_plotlyjs()
     page = _template().render(
         generator=Markup(_MARKS["html"]),
         version=__version__,
-        policy=_policy(library, _SCRIPT) if plots else _policy(),
+        policy=_policy(library, _SCRIPT) if drawn else _policy(),
         library=Markup(library),
         script=Markup(_SCRIPT),
         plots=plots,
-        figures={plot.name: json.loads(plot.figure.to_json()) for plot in plots},
+        figures={plot.name: json.loads(plot.figure.to_json()) for plot in drawn},
+        front_words=on_the_front(report),
+        front_plot=front,
+        front=tables.on_the_front(report),
         study=report.board.study,
         standing=standing(report),
         terms=_TERMS,
@@ -197,6 +204,13 @@ def _plots(report: Report) -> Iterator[_Plot]:
     )
 
 
+def _front_plot(report: Report) -> _Plot | None:
+    """Return the plot of best F1 and old-task F1; None where no old task was measured."""
+    drawn = trade_off(report.board.trials, most=report.file.constraints.max_forgetting)
+    caption = "What a higher F1 on the new task costs of the old one."
+    return _Plot("front", drawn, caption) if drawn.data else None
+
+
 def _policy(*scripts: str) -> str:
     """Return a content security policy: no network, and no other scripts than these."""
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
@@ -225,6 +239,9 @@ def to_markdown(report: Report) -> str:
     parts.append(_escaped(_TERMS))
     parts += [f"**{_escaped(part.title)}** {_escaped(part.text)}" for part in answer(report)]
     parts += [_escaped(_DIFFERENCES)] if report.sure else []
+    if on_the_front(report):
+        parts += ["## Best F1 and old-task F1", _escaped(on_the_front(report))]
+        parts.append(_table(tables.on_the_front(report)))
     parts += ["## Leaderboard", _table(tables.leaders(report)), _escaped(_COLUMNS)]
     if report.spending:
         parts += ["## Where the time went", _table(tables.time(report)), _escaped(_TIME)]

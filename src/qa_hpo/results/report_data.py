@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
 from qa_hpo.results.certainty import Certainty, certainty
-from qa_hpo.results.leaderboard import Leaderboard, Row, competes, leaderboard
+from qa_hpo.results.leaderboard import Leaderboard, Row, competes, contenders, leaderboard
 from qa_hpo.results.plots import importance_of
 from qa_hpo.results.pruning_price import PruningPrice, pruning_price
 from qa_hpo.search.budget import BEGUN, Spent, spent
@@ -133,6 +133,11 @@ class Report:
     def searched(self) -> list[str]:
         """The parameters that the search chooses, in the study file's order."""
         return [name for name, dimension in self.file.search.items() if dimension.value is None]
+
+    @property
+    def contenders(self) -> list[Row]:
+        """The trials that may win: those that do not forget too much, unless all do."""
+        return contenders(self.board.trials, self.file.constraints.max_forgetting)
 
     @property
     def measured(self) -> list[Row]:

@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from qa_hpo.results.leaderboard import Row
+from qa_hpo.results.leaderboard import Row, forgets_too_much
+from qa_hpo.results.pareto import front
 from qa_hpo.results.report_data import Report, Spending
 from qa_hpo.results.report_words import start_in_words
 
-__all__ = ["Cell", "Column", "Line", "Table", "failures", "leaders", "origin", "starts", "time"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Line",
+    "Table",
+    "failures",
+    "leaders",
+    "on_the_front",
+    "origin",
+    "starts",
+    "time",
+]
 
 # What the leaderboard calls the parameters, in the order of its columns.
 _SHOWN = {
@@ -80,7 +92,7 @@ def leaders(report: Report) -> Table:
         Column("F1 at 0", field="f1"),
         Column("threshold", field="threshold"),
         *([Column("P(best)", field="probability_best")] if report.sure else []),
-        *([Column("old task F1", field="old_task_f1")] if old_task else []),
+        *([Column("old-task F1", field="old_task_f1")] if old_task else []),
         *([Column("forgotten", field="old_task_drop")] if old_task else []),
         Column("validation loss per epoch", words=True, field="val_loss"),
     ]
@@ -89,9 +101,28 @@ def leaders(report: Report) -> Table:
     )
 
 
+def on_the_front(report: Report) -> Table:
+    """Return the trials of which none other is better in best F1 and old-task F1."""
+    most = report.file.constraints.max_forgetting
+    columns = [
+        Column("trial", field="number"),
+        Column("best F1", field="best_f1"),
+        Column("old-task F1", field="old_task_f1"),
+        Column("forgotten", field="old_task_drop"),
+        *([Column("allowed", words=True, field="allowed")] if most is not None else []),
+        Column("start", words=True, field="params.start"),
+        Column("learning rate", field="params.learning_rate"),
+        Column("ended", words=True, field="ended"),
+    ]
+    lines = [_line(report, row, columns) for row in front(report.measured)]
+    return Table("Best F1 and old-task F1", columns, lines)
+
+
 def _line(report: Report, row: Row, columns: Iterable[Column]) -> Line:
     values = json.loads(row.model_dump_json())
     values["ended"] = [row.state, row.stop_reason]
+    too_much = forgets_too_much(row, report.file.constraints.max_forgetting)
+    values["allowed"] = "no: it forgets too much" if too_much else "yes"
     if report.sure is not None:
         values["probability_best"] = report.sure.probability_best.get(row.number)
     marks = [

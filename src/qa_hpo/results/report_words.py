@@ -15,6 +15,7 @@ from qa_hpo.results.certainty import Certainty, Compared
 from qa_hpo.results.drawing import count
 from qa_hpo.results.leaderboard import Row, best_of_starts
 from qa_hpo.results.report_data import Report
+from qa_hpo.results.report_forgetting import bound, forgotten
 from qa_hpo.results.significance import Difference
 from qa_hpo.search.pruning import STOP_REASONS
 
@@ -67,7 +68,8 @@ def answer(report: Report) -> list[Paragraph]:
         ("Against the baseline", _baseline(report, winner)),
         ("Does the start matter?", _starts(report, winner)),
         ("What choosing adds", _choosing(report)),
-        ("What is forgotten", _forgotten(report, winner)),
+        ("What is forgotten", forgotten(report, winner)),
+        ("What may be forgotten", bound(report, winner)),
         ("On test questions", _test(report, winner)),
         ("What pruning saved and cost", _pruning(report)),
     ]
@@ -123,23 +125,6 @@ def _ending(pruning: Pruning, row: Row) -> str:
     why = reasons.get(row.stop_reason or "")
     text = f"It was stopped after epoch {done} (PRUNED"
     return text + (f", {row.stop_reason}): {why}." if why else ").")
-
-
-def _forgotten(report: Report, winner: Row) -> str:
-    """Return what became of the task that the start had learnt before."""
-    old_task = report.file.evaluation.old_task
-    if old_task is None or winner.old_task_f1 is None:
-        return ""
-    text = (
-        f"On the old task ({old_task}) the winner has F1 {_percent(winner.old_task_f1)} with the "
-        f"same threshold, and {_percent(winner.old_task_f1_no_null)} with the null answer disabled"
-    )
-    if winner.old_task_drop is None or winner.old_task_drop_no_null is None:
-        return f"{text}. Its start had not learnt that task."
-    return (
-        f"{text}: {winner.old_task_drop:+.2f} and {winner.old_task_drop_no_null:+.2f} points "
-        "forgotten, beside what its start had. The difference between the two is abstention."
-    )
 
 
 def _scores(report: Report, winner: Row) -> str:
@@ -247,7 +232,10 @@ def _starts(report: Report, winner: Row) -> str:
     sentences = [f"No trial from {start} has been measured." for start in missing]
     others = [start for start in choices if trials[start] and start != own]
     compared = {} if report.sure is None else _by_start(report.sure)
-    best = best_of_starts(report.measured)
+    best = best_of_starts(report.contenders)
+    too_much = [start for start in others if start not in best]
+    sentences += [f"All trials from {start} forget more than is allowed." for start in too_much]
+    others = [start for start in others if start in best]
     said = [_start_against(best[s], trials[s], compared.get(s), report) for s in others]
     if said:
         has = count(trials[own], "trial")
@@ -288,16 +276,20 @@ def _choosing(report: Report) -> str:
     rescored = None if report.sure is None else report.sure.rescored
     if rescored is None:
         return ""
+    bounded = len(report.contenders) < len(report.measured)
+    whose = "the trials that forget no more than is allowed" if bounded else "all trials"
     text = (
-        f"The highest F1 of all trials is {_percent(rescored.raw)}. Where trial and threshold are "
+        f"The highest F1 of {whose} is {_percent(rescored.raw)}. Where trial and threshold are "
         "chosen on one half of the articles and measured on the other half, F1 is "
         f"{_percent(rescored.honest)}"
     )
     if rescored.optimism < 0.005:
         return f"{text}: choosing adds nothing."
     return (
-        f"{text}. That is nearer to what other articles of the kind will give, and rather too low: "
-        "half of the articles choose worse than all."
+        f"{text}. Where many trials alike were measured on a few hundred questions, that is nearer "
+        "to what other articles of the kind will give than the highest F1; with thousands of "
+        "questions it is about as near. It is rather too low: half of the articles choose worse "
+        "than all."
     )
 
 

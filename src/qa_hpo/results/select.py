@@ -18,6 +18,7 @@ from qa_hpo.results.held_out import held_out_scores, known_scores
 from qa_hpo.results.leaderboard import leaderboard
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
+from qa_hpo.search.choosing import Rule, choose, parse_rule
 from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import leading_trials
@@ -52,33 +53,31 @@ def run_config(joined: JoinedStudy, trial: FrozenTrial) -> RunConfig:
 
 @contextlib.contextmanager
 def exported_trial(
-    joined: JoinedStudy, number: int | None, *, out: Path | None = None, force: bool = False
+    joined: JoinedStudy,
+    number: int | None,
+    *,
+    prefer: str | None = None,
+    out: Path | None = None,
+    force: bool = False,
 ) -> Iterator[Exported]:
     """Give what is exported of a trial, its checkpoint fetched from the artifact store.
 
     Args:
         joined: The study.
-        number: The trial's number; the winner's if None.
+        number: The trial's number; if None, the one that ``prefer`` chooses.
+        prefer: A rule, see :mod:`qa_hpo.search.choosing`; ``best_f1``, the winner, if None. It is
+            among the export's facts as ``rule`` where it was given or the study has two objectives.
         out: The folder to which it is to be written. Where it cannot be, nothing is fetched, and
             nothing measured.
         force: Whether another export may be replaced there.
 
     Raises:
-        InputError: There is no such finished trial, or its checkpoint is not kept; or ``out``
-            holds something else.
+        InputError: There is no such finished trial, or its checkpoint is not kept; ``prefer`` is no
+            rule, or comes with a number; or ``out`` holds something else.
         ArtifactError: The checkpoint that should be there is not, or the store refuses.
     """
     stays = out is not None and check_place(out, force=force)
-    ranked = finished_trials(joined)
-    if not ranked:
-        raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
-    trial = ranked[0]
-    if number is not None:
-        chosen = [candidate for candidate in ranked if candidate.number == number]
-        if not chosen:
-            valid = ", ".join(str(candidate.number) for candidate in ranked)
-            raise InputError(f"--trial: {number} is not a finished trial; valid: {valid}")
-        trial = chosen[0]
+    trial, rule = _chosen(joined, number, prefer)
     records = [EpochRecord.from_dict(record) for record in epoch_records(trial)]
     best = next(record for record in records if record.epoch == trial.user_attrs["best_epoch"])
     artifacts = joined.file.artifacts
@@ -106,6 +105,7 @@ def exported_trial(
                 "trial": trial.number,
                 "state": trial.state.name,
                 "stop_reason": trial.user_attrs.get(STOP_REASON),
+                **({} if rule is None else {"rule": str(rule)}),
                 **_standing(joined, trial.number),
                 "test": test,
             },
@@ -123,11 +123,35 @@ def exported_trial(
         yield exported
 
 
+def _chosen(
+    joined: JoinedStudy, number: int | None, prefer: str | None
+) -> tuple[FrozenTrial, Rule | None]:
+    """Return the trial to export, and the rule that chose it where that is to be told."""
+    if number is not None and prefer is not None:
+        raise InputError("--prefer chooses a trial, and so does --trial: give one of them")
+    rule = parse_rule("best_f1" if prefer is None else prefer)
+    if number is None:
+        trial = choose(joined, rule)
+        if trial is None:
+            raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
+        told = prefer is not None or len(joined.file.study.objectives) > 1
+        return trial, rule if told else None
+    finished = {trial.number: trial for trial in finished_trials(joined)}
+    if not finished:
+        raise InputError(f"study {joined.file.study.name!r}: no trial has finished yet")
+    if number not in finished:
+        valid = ", ".join(map(str, finished))
+        raise InputError(f"--trial: {number} is not a finished trial; valid: {valid}")
+    return finished[number], None
+
+
 def _standing(joined: JoinedStudy, number: int) -> dict[str, Any]:
     """Return how sure a trial's score is, and how it stands beside the study's other trials."""
     board = leaderboard(joined)
     (row,) = (row for row in board.trials if row.number == number)
     found: dict[str, Any] = {"best_f1_interval": row.best_f1_interval}
+    if joined.file.constraints.max_forgetting is not None:
+        found["max_forgetting"] = joined.file.constraints.max_forgetting
     if row.seeds_f1 is not None:
         found |= {"seeds": row.seeds, "seeds_f1": row.seeds_f1, "seeds_f1_sd": row.seeds_f1_sd}
     # A store that refuses is no reason to refuse what is exported.

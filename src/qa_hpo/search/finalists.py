@@ -20,7 +20,14 @@ from optuna.trial import FrozenTrial, TrialState
 from qa_hpo.config import StudyEvaluation
 from qa_hpo.search.failures import is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.trials import REPEAT_OF, STOP_REASON, configuration_number, lineage_number
+from qa_hpo.search.trials import (
+    REPEAT_OF,
+    STOP_REASON,
+    configuration_number,
+    excess,
+    forgotten,
+    lineage_number,
+)
 
 __all__ = ["Plan", "finalists_among", "finished_trials", "plan"]
 
@@ -74,25 +81,35 @@ def plan(trials: Sequence[FrozenTrial], budget: int, *, seeds: int, finalists: i
 def finalists_among(trials: Sequence[FrozenTrial], finalists: int) -> list[int]:
     """Return the numbers of the configurations that are the finalists so far, the best first.
 
+    They are those with the highest ``best_f1``; one that forgets more than the study allows comes
+    behind all that do not, as it cannot win against them.
+
     Args:
         trials: All trials.
         finalists: How many there are to be.
     """
     scores = {
-        lineage_number(trial): trial.user_attrs["best_f1"]
+        lineage_number(trial): (excess(trial), -trial.user_attrs["best_f1"])
         for trial in trials
         if REPEAT_OF not in trial.user_attrs
         and _has_finished(trial)
         and trial.user_attrs.get("best_f1") is not None
     }
-    return sorted(scores, key=lambda number: (-scores[number], number))[:finalists]
+    return sorted(scores, key=lambda number: (*scores[number], number))[:finalists]
 
 
-def finished_trials(joined: JoinedStudy) -> list[FrozenTrial]:
+def finished_trials(joined: JoinedStudy, *, constrained: bool = True) -> list[FrozenTrial]:
     """Return the trials that compete, complete and pruned, the winner first.
 
-    The highest ``best_f1`` comes first; but where there were finals, the finalists come before all
-    others, by the mean of their runs.
+    The highest ``best_f1`` comes first, among equals the one that forgets least, and then the first
+    one tried; but where there were finals, the finalists come before all others, by the mean of
+    their runs. Behind them all come trials that forget more than
+    ``constraints.max_forgetting`` allows, those first that forget the least beyond it: so that
+    one of these wins where all trials forget too much.
+
+    Args:
+        joined: The study.
+        constrained: Whether it matters that a trial forgets too much.
     """
     trials = joined.optuna_study.get_trials(deepcopy=False)
     competing = [
@@ -102,12 +119,12 @@ def finished_trials(joined: JoinedStudy) -> list[FrozenTrial]:
     ]
     means = _means_of_finals(trials, joined.file.evaluation)
 
-    def rank(trial: FrozenTrial) -> tuple[bool, float, int, float, int]:
+    def rank(trial: FrozenTrial) -> tuple[float, bool, float, float, float, int]:
         configuration, best_f1 = configuration_number(trial), trial.user_attrs["best_f1"]
-        mean = means.get(configuration)
+        beyond, mean = excess(trial) if constrained else 0.0, means.get(configuration)
         if mean is None:
-            return True, -best_f1, trial.number, 0.0, 0
-        return False, -mean, configuration, -best_f1, trial.number
+            return beyond, True, -best_f1, forgotten(trial), 0.0, trial.number
+        return beyond, False, -mean, configuration, -best_f1, trial.number
 
     return sorted(competing, key=rank)
 

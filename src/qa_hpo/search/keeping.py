@@ -12,6 +12,7 @@ from qa_hpo.errors import ArtifactError, DiskFullError, LostArtifactError
 from qa_hpo.finetune.records import EpochRecord, best_record
 from qa_hpo.paths import RunPaths
 from qa_hpo.search.artifacts import CheckpointStore, artifact_id, metadata, open_store, owner
+from qa_hpo.search.choosing import candidates
 from qa_hpo.search.failures import is_retried, lineages
 from qa_hpo.search.finalists import finalists_among, finished_trials
 from qa_hpo.search.joined import JoinedStudy
@@ -198,9 +199,9 @@ def collect(joined: JoinedStudy, store: CheckpointStore) -> None:
     """Remove from the store what no trial needs any more.
 
     Needed are the resume states and checkpoints of trials that run, wait or are tried again, the
-    checkpoints and predictions of the ``artifacts.keep`` leading trials, and the scores and epochs
-    of all that finished. Other checkpoints cannot win any more; and of what a killed worker was
-    about to keep, nobody knows.
+    checkpoints and predictions of the leading trials (see :func:`leading_trials`), and the scores
+    and epochs of all that finished. Other checkpoints cannot be chosen any more; and of what a
+    killed worker was about to keep, nobody knows.
     """
     # The store first: what is put there later belongs to a trial that is seen running below.
     try:
@@ -252,6 +253,11 @@ def _needed(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> set[str]:
 def leading_trials(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> list[int]:
     """Return the numbers of the finished trials whose checkpoints are kept, the winner first.
 
+    They are the first ``artifacts.keep`` of the leaderboard, feasible trials before others; those
+    that the finals may choose; and where an old task is measured, those that a rule of an export
+    may choose: more than ``artifacts.keep``, though hardly ever many, see
+    :func:`choosing.candidates`.
+
     Args:
         joined: The study.
         trials: All its trials.
@@ -260,12 +266,15 @@ def leading_trials(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> list[i
     # Any trial of the finals may win, and of those that are still to come.
     finals = {configuration_number(trial) for trial in trials if REPEAT_OF in trial.user_attrs}
     evaluation = joined.file.evaluation
+    chosen = set() if evaluation.old_task is None else candidates(competing)
     if evaluation.seeds > 1:
         finals |= set(finalists_among(trials, evaluation.finalists))
     return [
         trial.number
         for place, trial in enumerate(competing)
-        if place < joined.file.artifacts.keep or configuration_number(trial) in finals
+        if place < joined.file.artifacts.keep
+        or configuration_number(trial) in finals
+        or trial.number in chosen
     ]
 
 

@@ -121,4 +121,4 @@ def _drawn(space: SearchSpace, choose: Callable[[str, BaseDistribution], Any]) -
 
 
 def _point(parameters: Parameters) -> tuple[Any, ...]:
-    return tuple(parameters.model_dump().values())
+    return tuple(parameters.flat().items())

@@ -103,6 +103,7 @@ def make_pruner(study: StudyFile) -> BasePruner:
 
     The median pruner compares trials of the same number of epochs. Hyperband compares all
     trials at the same epoch, whatever their horizon, and wants to be the study's own pruner.
+    With two objectives there is none: the study file says so, since nothing is reported there.
     """
     pruning = study.pruning
     if pruning.across == "median":

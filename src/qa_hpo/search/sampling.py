@@ -1,9 +1,10 @@
 """The sampler of a study: Optuna's TPE, seeded anew for each trial."""
 
+import copy
 import hashlib
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -39,6 +40,11 @@ class PerTrialTPESampler(BaseSampler):
     different seeds would make the start-up points depend on who asks first. Here the points
     sampled before ``STARTUP_TRIALS`` trials have finished are a function of seed and number
     alone; later ones also depend on what has finished by then.
+
+    With two objectives, TPE is shown trials that ended early as if they were complete: it would
+    rank them by their reports, and without any it puts them behind all complete ones in the order
+    of their numbers, whatever their values. They are pruned for overfitting, and compete with
+    their best epoch; so their values count like those of the others.
 
     A sampler serves one thread, and one trial at a time: sampling a trial ends before the next
     one is asked for.
@@ -81,7 +87,7 @@ class PerTrialTPESampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Sample the parameters of ``search_space`` together."""
-        return self._tpe.sample_relative(study, trial, search_space)
+        return self._tpe.sample_relative(_by_values(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -91,6 +97,7 @@ class PerTrialTPESampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Sample one parameter by itself."""
+        study = _by_values(study)
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -102,3 +109,38 @@ class PerTrialTPESampler(BaseSampler):
     ) -> None:
         """Tell TPE that ``trial`` is about to be finished."""
         self._tpe.after_trial(study, trial, state, values)
+
+
+def _by_values(study: optuna.Study) -> optuna.Study:
+    """Return a study in which TPE ranks every trial that has values by these."""
+    several = len(study.directions) > 1
+    return cast("optuna.Study", _ByValues(study)) if several else study
+
+
+class _ByValues:
+    """A study whose pruned trials seem to be complete, as far as they have values."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = self._study._get_trials(deepcopy, states, use_cache)
+        return [_completed(trial) if _ended_early(trial) else trial for trial in trials]
+
+
+def _ended_early(trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.PRUNED and trial.values is not None
+
+
+def _completed(trial: FrozenTrial) -> FrozenTrial:
+    seeming = copy.copy(trial)  # the storage keeps finished trials as it has read them
+    seeming.state = TrialState.COMPLETE
+    return seeming

@@ -14,7 +14,14 @@ from optuna.distributions import (
 
 from qa_hpo.config import StudyFile
 from qa_hpo.errors import StudyFileError
-from qa_hpo.parameters import Dimension, Parameters, Scalar, checked
+from qa_hpo.parameters import (
+    Dimension,
+    Parameters,
+    Scalar,
+    checked,
+    is_whole,
+    parameter_of,
+)
 
 __all__ = ["SearchSpace"]
 
@@ -25,7 +32,8 @@ class SearchSpace:
     A parameter is *searched* when the file gives it a range or choices, *fixed* when it gives
     one value, and has the study's default otherwise. A conditional parameter (``when``) counts
     only where its condition holds, that is where every parameter named has the value, or one of
-    the values, given; elsewhere it has the default.
+    the values, given; elsewhere it has the default. ``retention.strength.ewc``, say, sets
+    ``retention.strength`` where the method is ``ewc``.
 
     Args:
         study: The validated study file.
@@ -40,7 +48,7 @@ class SearchSpace:
     def __init__(self, study: StudyFile) -> None:
         self._defaults = study.defaults
         self._dimensions = dict(
-            sorted(study.search.items(), key=lambda item: item[1].when is not None)
+            sorted(study.search.items(), key=lambda item: _depth(study.search, item[0]))
         )
         for name, dimension in self._dimensions.items():
             for other, allowed in _conditions(dimension):
@@ -61,15 +69,15 @@ class SearchSpace:
         Args:
             choose: Called with each searched parameter that applies; returns its value.
         """
-        values = self._defaults.model_dump()
+        values = self._defaults.flat()
         for name, dimension in self._dimensions.items():
             if not _holds(dimension, values):
                 continue
             if dimension.value is None:
-                values[name] = choose(name, self.distributions[name])
+                _set(values, name, choose(name, self.distributions[name]))
             else:
-                values[name] = dimension.value
-        return Parameters(**values)
+                _set(values, name, dimension.value)
+        return Parameters.from_flat(values)
 
     def parameters_of(self, params: Mapping[str, Any]) -> Parameters:
         """Return the complete parameters of a stored trial.
@@ -77,15 +85,15 @@ class SearchSpace:
         Args:
             params: The trial's ``params``: the searched ones that applied to it.
         """
-        values = self._defaults.model_dump()
+        values = self._defaults.flat()
         for name, dimension in self._dimensions.items():
             if not _holds(dimension, values):
                 continue
             if dimension.value is not None:
-                values[name] = dimension.value
+                _set(values, name, dimension.value)
             elif name in params:
-                values[name] = params[name]
-        return Parameters(**values)
+                _set(values, name, params[name])
+        return Parameters.from_flat(values)
 
     def baseline(self, entry: Mapping[str, Scalar]) -> dict[str, Any]:
         """Return a ``[[baseline]]`` entry as the parameters that a queued trial needs.
@@ -103,32 +111,67 @@ class SearchSpace:
         """
         label = f"baseline {entry['name']!r}" if "name" in entry else "baseline"
         given = {name: checked(name, value) for name, value in entry.items() if name != "name"}
-        values = self._defaults.model_dump()
+        values = self._defaults.flat()
         queued: dict[str, Any] = {}
-        for name, dimension in self._dimensions.items():
+        applied: set[str] = set()
+        for dimension_name, dimension in self._dimensions.items():
+            name = parameter_of(dimension_name)
             if not _holds(dimension, values):
-                if given.get(name, values[name]) != values[name]:
-                    raise StudyFileError(
-                        f"{label}: {name} applies only when {_condition_text(dimension)}"
-                    )
                 continue
+            applied.add(name)
             if dimension.value is not None:
-                values[name] = dimension.value
+                _set(values, name, dimension.value)
                 continue
+            default = _default(name, values)
             if name in given:
-                values[name] = given[name]
-            elif values[name] is None or not dimension.contains(values[name]):
-                default = (
-                    "there is no default"
-                    if values[name] is None
-                    else (f"the default {values[name]!r} is not in search.{name}")
+                default = given[name]
+            elif default is None:
+                raise StudyFileError(f"{label}: give {name}; there is no default")
+            if not dimension.contains(default):
+                what = "" if name in given else "the default "
+                give = "" if name in given else f"give {name}; "
+                raise StudyFileError(
+                    f"{label}: {give}{what}{default!r} is not in search.{dimension_name}"
                 )
-                raise StudyFileError(f"{label}: give {name}; {default}")
-            distribution = self.distributions[name]
-            queued[name] = distribution.to_external_repr(
-                distribution.to_internal_repr(values[name])
+            _set(values, name, default)
+            distribution = self.distributions[dimension_name]
+            queued[dimension_name] = distribution.to_external_repr(
+                distribution.to_internal_repr(default)
             )
+        for name, value in given.items():
+            if name not in applied and value != values.get(name):
+                raise StudyFileError(f"{label}: {name} applies only when {self._condition(name)}")
         return queued
+
+    def _condition(self, name: str) -> str:
+        """Return when parameter ``name`` is searched, in words."""
+        return " or ".join(
+            _condition_text(dimension)
+            for other, dimension in self._dimensions.items()
+            if parameter_of(other) == name
+        )
+
+
+def _set(values: dict[str, Any], dimension: str, value: Any) -> None:
+    """Set a parameter; with another method goes the strength or rank of the default one."""
+    if dimension == "retention.method" and value != values[dimension]:
+        values.pop("retention.strength", None)
+        values.pop("retention.rank", None)
+    values[parameter_of(dimension)] = value
+
+
+def _default(name: str, values: Mapping[str, Any]) -> Any:
+    """Return what parameter ``name`` is where a baseline does not say it."""
+    if name in {"retention.strength", "retention.rank"}:
+        # The method's own, if the study has another method's.
+        return Parameters.from_flat(values).flat().get(name)
+    return values[name]
+
+
+def _depth(search: Mapping[str, Dimension], name: str) -> int:
+    """Return how many conditions stand before a parameter, one behind the other."""
+    when = search[name].when or {}
+    return 1 + max(_depth(search, other) for other in when) if when else 0
 
 
 def _distribution(name: str, dimension: Dimension) -> BaseDistribution:
@@ -142,7 +185,7 @@ def _distribution(name: str, dimension: Dimension) -> BaseDistribution:
         # same decimal arithmetic.
         whole, lowest = Decimal(str(step)), Decimal(str(low))
         high = float((Decimal(str(high)) - lowest) // whole * whole + lowest)
-    if Parameters.model_fields[name].annotation is int:
+    if is_whole(name):
         return IntDistribution(int(low), int(high), log=dimension.log, step=int(step or 1))
     return FloatDistribution(float(low), float(high), log=dimension.log, step=step)
 
@@ -167,7 +210,7 @@ def _conditions(dimension: Dimension) -> list[tuple[str, list[Scalar]]]:
 
 
 def _holds(dimension: Dimension, values: Mapping[str, Any]) -> bool:
-    return all(values[other] in allowed for other, allowed in _conditions(dimension))
+    return all(values.get(other) in allowed for other, allowed in _conditions(dimension))
 
 
 def _condition_text(dimension: Dimension) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,6 @@ from qa_hpo.validation import nearest
 __all__ = [
     "DATA",
     "FORGIVEN",
-    "METRIC",
     "STUDY_FILE",
     "UID",
     "VERSIONS",
@@ -56,8 +55,6 @@ FORGIVEN = "failures_forgiven"
 again wants it tried again."""
 UID = "uid"
 """Study attribute: what tells its artifacts from those of other studies."""
-METRIC = "best_f1"
-"""What a trial's value is."""
 
 _logger = logging.getLogger(__name__)
 
@@ -194,19 +191,23 @@ def _create(
 ) -> None:
     """Create a study, or complete one whose creator died on the way. The lock is held."""
     name = file.study.name
+    objectives = file.study.objectives
     study = optuna.create_study(
-        study_name=name, storage=storage.rdb, direction="maximize", load_if_exists=True
+        study_name=name,
+        storage=storage.rdb,
+        directions=["maximize"] * len(objectives),
+        load_if_exists=True,
     )
     queued = study.get_trials(deepcopy=False)
     ours = all(
         trial.state is TrialState.WAITING and BASELINE in trial.user_attrs for trial in queued
     )
-    if study.direction is not StudyDirection.MAXIMIZE or not ours:
+    if not _maximises(study, objectives) or not ours:
         raise StorageError(
             f"{storage.shown}: {name!r} is not a qa_hpo study; choose another study.name"
         )
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        study.set_metric_names([METRIC])
+        study.set_metric_names(list(objectives))
     study.set_user_attr(UID, uuid.uuid4().hex[:8])
     study.set_user_attr(DATA, dict(fingerprints))
     study.set_user_attr(VERSIONS, versions())
@@ -223,9 +224,13 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
         sampler=PerTrialTPESampler(file.study.seed),
         pruner=make_pruner(file),
     )
-    if study.direction is not StudyDirection.MAXIMIZE:
+    if not _maximises(study, file.study.objectives):
+        objectives = file.study.objectives
+        alike = len(study.directions) == len(objectives)
+        wrong = "is minimised" if alike else "has other objectives"
         raise StorageError(
-            f"{storage.shown}: study {file.study.name!r} is minimised; qa_hpo maximises {METRIC}"
+            f"{storage.shown}: study {file.study.name!r} {wrong}; qa_hpo maximises "
+            f"{' and '.join(objectives)}"
         )
     uid = study.user_attrs.get(UID)
     if uid is None:
@@ -235,6 +240,10 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
         )
     key = storage.rdb.get_study_id_from_name(file.study.name)
     return JoinedStudy(file, storage, study, SearchSpace(file), key, uid)
+
+
+def _maximises(study: optuna.Study, objectives: Sequence[str]) -> bool:
+    return study.directions == [StudyDirection.MAXIMIZE] * len(objectives)
 
 
 def _attributes(name: str, storage: StudyStorage) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ __all__ = [
     "EPOCHS",
     "EPOCHS_RESERVED",
     "ERROR",
+    "FORGETTING",
     "KEPT",
     "PEAK_MEMORY",
     "REPEAT_OF",
@@ -39,8 +40,10 @@ __all__ = [
     "LostTrialError",
     "configuration_number",
     "epoch_records",
+    "excess",
     "fail",
     "finish",
+    "forgotten",
     "kept",
     "lineage_number",
     "record_epoch",
@@ -74,6 +77,9 @@ DOING = "qa_hpo:doing"
 """System attribute: what the worker is at, in words."""
 KEPT = "qa_hpo:kept"
 """System attribute: a ``Kept`` as a dictionary."""
+FORGETTING = "constraints:max_forgetting"
+"""System attribute, named as ``Trial.set_constraint`` does it: points of F1 that a trial forgets
+less those that ``constraints.max_forgetting`` allows. Above 0, samplers take it for infeasible."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,19 @@ def configuration_number(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(REPEAT_OF, lineage_number(trial)))
 
 
+def forgotten(trial: FrozenTrial) -> float:
+    """Return how far a trial's F1 on the old task is below its start's, in points.
+
+    A start that has not learnt that task has nothing to forget: 0.
+    """
+    return float(trial.user_attrs.get("old_task_drop") or 0.0)
+
+
+def excess(trial: FrozenTrial) -> float:
+    """Return how many points of F1 a trial forgets beyond what its study allows; 0 if none."""
+    return max((0.0, *trial.constraints.values()))
+
+
 def epoch_records(trial: FrozenTrial) -> list[dict[str, Any]]:
     """Return the epoch records of ``trial``, first epoch first."""
     return sorted(trial.user_attrs.get(EPOCHS, []), key=lambda record: int(record["epoch"]))
@@ -146,8 +165,10 @@ def record_epoch(
 ) -> bool:
     """Keep what an epoch measured, and report minus its validation loss at step = epoch.
 
-    Record, report and what is kept of the epoch are written in one transaction: whoever goes on
-    with the trial finds all of an epoch or nothing of it.
+    In a study with two objectives, nothing is reported: pruners and TPE would ask for the one
+    direction in which a report is better, which such a study does not have. Record, report and
+    what is kept of the epoch are written in one transaction: whoever goes on with the trial finds
+    all of an epoch or nothing of it.
 
     Args:
         joined: The study.
@@ -164,6 +185,7 @@ def record_epoch(
     """
     plain = _plain(record)
     epoch, loss = plain["epoch"], plain["val_loss"]
+    reported = loss is not None and len(joined.file.study.objectives) == 1
     rdb = joined.storage.rdb
     with _lost(trial.number):
         stored = rdb.get_trial_user_attrs(trial_id(trial))
@@ -174,7 +196,7 @@ def record_epoch(
             trial_id(trial),
             user_attrs={EPOCHS: [*records, plain]},
             system_attrs={} if kept is None else {KEPT: asdict(kept)},
-            reports={} if loss is None else {epoch: -loss},
+            reports={epoch: -loss} if reported else {},
         )
     return True
 
@@ -206,9 +228,10 @@ def finish(
 ) -> None:
     """Finish a trial: attributes, state and value in one write.
 
-    The value is ``attrs["best_f1"]`` of a complete trial, and of a pruned one where it has
-    reached an epoch: pruned trials compete. (``Study.tell`` would make the last report, minus a
-    loss, the value of a pruned trial.)
+    The values are those of ``study.objectives`` among ``attrs``, of a pruned trial too where it
+    has reached an epoch: pruned trials compete. (``Study.tell`` would make the last report, minus
+    a loss, the value of a pruned trial.) With ``constraints.max_forgetting``, by how much the
+    trial keeps to it or does not is written where Optuna looks for constraints.
 
     Args:
         joined: The study.
@@ -220,7 +243,7 @@ def finish(
 
     Raises:
         LostTrialError: Another worker finished the trial.
-        ValueError: A state that is not final, an unknown reason, or a complete trial without
+        ValueError: A state that is not final, an unknown reason, or a complete trial that lacks
             a value.
     """
     if not state.is_finished():
@@ -230,10 +253,14 @@ def finish(
     attributes = {key: _plain(value) for key, value in attrs.items()}
     if stop_reason is not None:
         attributes[STOP_REASON] = stop_reason
-    best = attributes.get("best_f1")
-    if state is TrialState.COMPLETE and best is None:
-        raise ValueError(f"trial {trial.number} is complete and has no best_f1")
-    values = None if best is None or state is TrialState.FAIL else [float(best)]
+    objectives = joined.file.study.objectives
+    missing = [name for name in objectives if attributes.get(name) is None]
+    if state is TrialState.COMPLETE and missing:
+        raise ValueError(f"trial {trial.number} is complete and has no {missing[0]}")
+    values = None
+    if not missing and state is not TrialState.FAIL:
+        values = [float(attributes[name]) for name in objectives]
+        system_attrs = {**(system_attrs or {}), **_constraint(joined, attributes)}
 
     rdb, study = joined.storage.rdb, joined.optuna_study
     with _lost(trial.number):
@@ -245,6 +272,11 @@ def finish(
             state=state,
             values=values,
         )
+
+
+def _constraint(joined: JoinedStudy, attributes: Mapping[str, Any]) -> dict[str, float]:
+    most = joined.file.constraints.max_forgetting
+    return {} if most is None else {FORGETTING: (attributes.get("old_task_drop") or 0.0) - most}
 
 
 def fail(joined: JoinedStudy, trial: FrozenTrial, cause: str, error: str) -> None:

@@ -47,3 +47,51 @@ class Windows:
     def lengths(self) -> NDArray[np.int64]:
         """(windows,) tokens in each window."""
         return np.diff(self.offsets)
+
+    def take(self, indices: NDArray[np.int64]) -> Windows:
+        """Return the windows ``indices``, (chosen,), in that order.
+
+        Their questions keep their numbers, and ``questions`` stays: a question may be left without
+        a window.
+        """
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
+        offsets = np.append(0, np.cumsum(lengths))
+        tokens = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        types = self.token_type_ids
+        return Windows(
+            input_ids=self.input_ids[tokens],
+            token_type_ids=None if types is None else types[tokens],
+            char_start=self.char_start[tokens],
+            char_end=self.char_end[tokens],
+            offsets=offsets,
+            question_index=self.question_index[indices],
+            cls_index=self.cls_index[indices],
+            start_positions=self.start_positions[indices],
+            end_positions=self.end_positions[indices],
+            questions=self.questions,
+        )
+
+    def concatenated(self, other: Windows) -> Windows:
+        """Return these windows and then ``other``'s, whose questions are numbered after these.
+
+        Raises:
+            ValueError: One of the two has token types and the other has none.
+        """
+        mine, theirs = self.token_type_ids, other.token_type_ids
+        if (mine is None) != (theirs is None):
+            raise ValueError("windows with token types and windows without cannot be put together")
+        types = None if mine is None or theirs is None else np.concatenate([mine, theirs])
+        renumbered = (other.question_index + self.questions).astype(np.int32)
+        return Windows(
+            input_ids=np.concatenate([self.input_ids, other.input_ids]),
+            token_type_ids=types,
+            char_start=np.concatenate([self.char_start, other.char_start]),
+            char_end=np.concatenate([self.char_end, other.char_end]),
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            question_index=np.concatenate([self.question_index, renumbered]),
+            cls_index=np.concatenate([self.cls_index, other.cls_index]),
+            start_positions=np.concatenate([self.start_positions, other.start_positions]),
+            end_positions=np.concatenate([self.end_positions, other.end_positions]),
+            questions=self.questions + other.questions,
+        )
