@@ -336,8 +336,8 @@ others of which many have none (2.0's), and what each method keeps of them, at w
 `{PROGRESSIVE}` is measured here and no method of the package: the start stays as it is, and a
 second column a quarter as wide, which sees the layers of the first one, learns the new task. Its
 own head answers here; the first column's still answers the old task as before, for whoever knows
-which question is of which task. The two cannot be merged into one checkpoint of the start's kind, and a
-forward pass takes {slower:.2f}x the time for good.
+which question is of which task. The two cannot be merged into one checkpoint of the start's kind,
+and a forward pass takes {slower:.2f}x the time for good.
 """
 
 

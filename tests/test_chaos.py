@@ -28,9 +28,10 @@ def test_nothing_is_lost(database: str, tiny: Path, tmp_path: Path) -> None:
     file = study_file(
         tiny,
         Path("artifacts"),
+        data={"train_limit": 120},
         training={"epochs": 12, "cpu_threads": 1},
         pruning={"control_fraction": 1.0},
-        budget={"trials": 8},
+        budget={"trials": 6},
     )
     server = OwnPostgres() if database == "postgres" else None
     try:
@@ -40,14 +41,14 @@ def test_nothing_is_lost(database: str, tiny: Path, tmp_path: Path) -> None:
             folder=tmp_path / "it's ünusual",
             url=url,
             workers=3,
-            kills=4,
+            kills=3,
             seconds_between=(0.5, 2.5),
             server=server,
             outages=2 if server else 0,
             outage_seconds=2.0,
         ).run()
         assert outcome.code == 0, outcome.output
-        assert outcome.finished == outcome.budget == 8
+        assert outcome.finished == outcome.budget == 6
         assert outcome.kills >= 2, outcome.output
         assert outcome.outages == (2 if server else 0)
         assert (outcome.doubled_epochs, outcome.redone_epochs) == (0, 0)

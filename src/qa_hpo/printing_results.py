@@ -7,29 +7,23 @@ from rich.table import Table
 from qa_hpo.config import StudyFile
 from qa_hpo.printing import console, print_line
 from qa_hpo.results.certainty import Compared
-from qa_hpo.results.leaderboard import Leaderboard, Row, forgets_too_much
+from qa_hpo.results.leaderboard import (
+    COLUMNS,
+    Leaderboard,
+    Row,
+    forgets_too_much,
+    searched_columns,
+)
 
 __all__ = ["print_comparison", "print_leaderboard"]
 
-_WORDS = {"ended", "start", "scheduler", "validation loss per epoch"}
+_WORDS = {"ended", "start", "scheduler", "retention", "validation loss per epoch"}
 # Columns that are left out, one after the other, where a terminal is too narrow for all.
 _DISPENSABLE = (
     *("validation loss per epoch", "F1 at 0", "clip", "scheduler", "dropout", "warmup", "batch"),
     *("stride", "decay", "cross-fit", "forgotten", "threshold", "epoch", "mean of seeds"),
     *("learning rate", "95% interval", "old-task F1", "front"),
 )
-# What a leaderboard calls the parameters, in the order of its columns.
-_SHOWN = {
-    "start": "start",
-    "learning_rate": "learning rate",
-    "weight_decay": "decay",
-    "doc_stride": "stride",
-    "batch_size": "batch",
-    "warmup": "warmup",
-    "scheduler": "scheduler",
-    "max_grad_norm": "clip",
-    "dropout": "dropout",
-}
 
 
 def print_leaderboard(
@@ -44,7 +38,7 @@ def print_leaderboard(
     """
     screen = console()
     most = file.constraints.max_forgetting
-    columns = _columns(board, [name for name in _SHOWN if name in file.search], most)
+    columns = _columns(board, searched_columns(file), most)
     for heading in _DISPENSABLE:
         if sum(_width(heading, cells) + 2 for heading, cells in columns.items()) <= screen.width:
             break
@@ -78,7 +72,7 @@ def print_comparison(found: Compared, winner: Row | None = None) -> None:
 
 def _configuration(row: Row) -> str:
     return ", ".join(
-        f"{_SHOWN[name]} {_value(row.params[name])}"
+        f"{COLUMNS[name]} {_value(row.params[name])}"
         for name in ("start", "learning_rate", "weight_decay", "doc_stride", "batch_size")
     )
 
@@ -114,7 +108,7 @@ def _cells(row: Row, searched: list[str], most: float | None) -> dict[str, str]:
     return {
         "trial": str(row.number),
         "ended": ended,
-        **{_SHOWN[name]: _value(row.params[name]) for name in searched},
+        **{COLUMNS[name]: _value(row.params.get(name)) for name in searched},
         "epoch": f"{row.best_epoch or '-'} of {row.params['epochs']}",
         "mean of seeds": seeds,
         "best F1": _score(row.best_f1),

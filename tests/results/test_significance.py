@@ -83,7 +83,7 @@ def reference_ratios(scores: Floats, groups: np.ndarray) -> tuple[list[float], f
     for counts in resamples(len(of_article)):
         drawn = [s for s, count in zip(of_article, counts, strict=True) for _ in range(count)]
         resampled, its_error = mean_and_error(drawn)
-        ratios.append((resampled - mean) / max(its_error, 1e-12))
+        ratios.append((resampled - mean) / max(its_error, error / 4, 1e-12))
     return ratios, mean, error
 
 
@@ -166,7 +166,7 @@ class TestTunedInterval:
             best = next(k for k in range(len(at)) if means[k] > max(means) - 1e-11)
             drawn = [of_article[best][k] for k in range(5) for _ in range(counts[k])]
             resampled, its_error = mean_and_error(drawn)
-            ratios.append((resampled - at[best].mean()) / max(its_error, 1e-12))
+            ratios.append((resampled - at[best].mean()) / max(its_error, error / 4, 1e-12))
         low, high = mean - error * np.quantile(ratios, [0.975, 0.025])
         got = tuned_interval(trial)
         assert got.mean == pytest.approx(100 * trial.f1.mean())

@@ -514,7 +514,7 @@ def test_a_suspended_worker_drops_the_trial_that_was_taken_over(place: Place) ->
 @pytest.mark.slow
 def test_signs_of_life_keep_a_trial(place: Place) -> None:
     # Its worker runs much longer than the grace, and another one waits to take it over.
-    place.create(**{**LONG, "data": {}, "training": {"epochs": 24, "cpu_threads": 1}})
+    place.create(**{**LONG, "training": {"epochs": 24, "cpu_threads": 1}})
     soon = {"heartbeat_s": 1, "grace_s": 2}
     child = worker_process(place, **soon, label="first")
     place.wait_for_epoch(1, child)

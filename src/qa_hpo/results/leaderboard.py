@@ -7,6 +7,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
+from qa_hpo.config import StudyFile
+from qa_hpo.parameters import parameter_of
 from qa_hpo.search.choosing import trials_on_front
 from qa_hpo.search.failures import is_retried, lineages
 from qa_hpo.search.finalists import finished_trials
@@ -19,6 +21,7 @@ from qa_hpo.search.trials import (
 )
 
 __all__ = [
+    "COLUMNS",
     "Leaderboard",
     "Row",
     "best_of_starts",
@@ -26,7 +29,31 @@ __all__ = [
     "contenders",
     "forgets_too_much",
     "leaderboard",
+    "searched_columns",
 ]
+
+
+COLUMNS = {
+    "start": "start",
+    "learning_rate": "learning rate",
+    "weight_decay": "decay",
+    "doc_stride": "stride",
+    "batch_size": "batch",
+    "warmup": "warmup",
+    "scheduler": "scheduler",
+    "max_grad_norm": "clip",
+    "dropout": "dropout",
+    "retention.method": "retention",
+    "retention.strength": "strength",
+    "retention.rank": "rank",
+}
+"""What a leaderboard calls the parameters, in the order of its columns."""
+
+
+def searched_columns(file: StudyFile) -> list[str]:
+    """Return the parameters that have a column: those that the study file names in its search."""
+    named = {parameter_of(dimension) for dimension in file.search}
+    return [name for name in COLUMNS if name in named]
 
 
 class _Result(BaseModel):

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
+from qa_hpo.parameters import parameter_of
 from qa_hpo.results.certainty import Certainty, certainty
 from qa_hpo.results.leaderboard import Leaderboard, Row, competes, contenders, leaderboard
 from qa_hpo.results.plots import importance_of
@@ -132,7 +133,12 @@ class Report:
     @property
     def searched(self) -> list[str]:
         """The parameters that the search chooses, in the study file's order."""
-        return [name for name, dimension in self.file.search.items() if dimension.value is None]
+        names = [
+            parameter_of(name)
+            for name, dimension in self.file.search.items()
+            if dimension.value is None
+        ]
+        return list(dict.fromkeys(names))
 
     @property
     def contenders(self) -> list[Row]:

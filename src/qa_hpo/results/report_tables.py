@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from qa_hpo.results.leaderboard import Row, forgets_too_much
+from qa_hpo.results.leaderboard import COLUMNS, Row, forgets_too_much, searched_columns
 from qa_hpo.results.pareto import front
 from qa_hpo.results.report_data import Report, Spending
 from qa_hpo.results.report_words import start_in_words
@@ -24,18 +24,6 @@ __all__ = [
     "time",
 ]
 
-# What the leaderboard calls the parameters, in the order of its columns.
-_SHOWN = {
-    "start": "start",
-    "learning_rate": "learning rate",
-    "weight_decay": "decay",
-    "doc_stride": "stride",
-    "batch_size": "batch",
-    "warmup": "warmup",
-    "scheduler": "scheduler",
-    "max_grad_norm": "clip",
-    "dropout": "dropout",
-}
 _NONE = "–"
 
 
@@ -76,14 +64,14 @@ class Table:
 
 def leaders(report: Report) -> Table:
     """Return the leaderboard, with the exact values as ``qa-hpo leaderboard --json`` has them."""
-    searched = [name for name in _SHOWN if name in report.file.search]
-    words = {"start", "scheduler"}
+    searched = searched_columns(report.file)
+    words = {"start", "scheduler", "retention.method"}
     several = any(row.seeds_f1 is not None for row in report.board.trials)
     old_task = report.file.evaluation.old_task is not None
     columns = [
         Column("trial", field="number"),
         Column("ended", words=True, field="ended"),
-        *(Column(_SHOWN[name], name in words, f"params.{name}") for name in searched),
+        *(Column(COLUMNS[name], name in words, f"params.{name}") for name in searched),
         Column("epoch", field="best_epoch"),
         *([Column("mean of seeds", field="seeds_f1")] if several else []),
         Column("best F1", field="best_f1"),
@@ -135,8 +123,9 @@ def _line(report: Report, row: Row, columns: Iterable[Column]) -> Line:
 
 
 def _cell(row: Row, field: str, values: dict[str, Any]) -> Cell:
-    section, _, name = field.rpartition(".")
-    value = values["params"][name] if section else values[field]
+    section, _, name = field.partition(".")
+    # A strength is there where the method has one.
+    value = values["params"].get(name) if name else values[section]
     return Cell(_shown(row, field, value), value)
 
 

@@ -3,6 +3,7 @@
 A sentence that needs what is not there is left out, or says so.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -361,7 +362,9 @@ def start_in_words(report: Report, name: str) -> str:
 
 
 def _parameters(row: Row, names: Sequence[str]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_value(row.params[name])}" for name in names)
+    # A strength is there where the method has one.
+    own = [name for name in names if name in row.params]
+    return ", ".join(f"{re.sub('[._]', ' ', name)} {_value(row.params[name])}" for name in own)
 
 
 def _value(value: Any) -> str:
