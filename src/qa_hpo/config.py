@@ -4,16 +4,12 @@ Paths, like SQLite storage URLs, are relative to the folder in which ``qa-hpo`` 
 """
 
 import itertools
-import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-import tomlkit
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
@@ -22,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from qa_hpo.config_files import mistakes, read_toml, to_toml, validated
 from qa_hpo.errors import StudyFileError
 from qa_hpo.parameters import (
     PARAMETER_NAMES,
@@ -57,7 +54,7 @@ from qa_hpo.sections import (
     Training,
     check_forgetting,
 )
-from qa_hpo.validation import PlacedError, Section, explain, nearest
+from qa_hpo.validation import PlacedError, Section, nearest
 
 __all__ = [
     "DEFAULT_STORAGE",
@@ -86,8 +83,6 @@ __all__ = [
 ]
 
 DEFAULT_STORAGE = "sqlite:///storage/qa_hpo.db"
-
-Config = TypeVar("Config", bound=BaseModel)
 
 
 class _Job(Section):
@@ -166,7 +161,7 @@ class StudyFile(_Job):
         Raises:
             StudyFileError: One line for each mistake, with the key's path.
         """
-        return _validated(cls, _read(Path(path)), Path(path))
+        return validated(cls, read_toml(Path(path)), Path(path))
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Self:
@@ -175,7 +170,7 @@ class StudyFile(_Job):
         Raises:
             StudyFileError: One line for each mistake, with the key's path.
         """
-        return _validated(cls, dict(sections), Path("study"))
+        return validated(cls, dict(sections), Path("study"))
 
     def with_trials(self, trials: int | None) -> Self:
         """Return the study with another budget of trials; the same if None."""
@@ -183,7 +178,7 @@ class StudyFile(_Job):
             return self
         budget = {**self.budget.model_dump(mode="json"), "trials": trials}
         given = {**self.model_dump(mode="json", by_alias=True), "budget": budget}
-        return _validated(type(self), given, Path("--trials"))
+        return validated(type(self), given, Path("--trials"))
 
     @field_validator("search")
     @classmethod
@@ -372,13 +367,13 @@ def load_run_config(path: Path) -> RunConfig:
     Raises:
         StudyFileError: One line for each mistake, with the key's path.
     """
-    given = _read(path)
+    given = read_toml(path)
     if "study" in given and "run" not in given:
         raise StudyFileError(
             f"{path}: this is a study file; 'qa-hpo train' takes one configuration, as "
             "'qa-hpo export' writes it (qa_hpo.toml). 'qa-hpo run' runs a study."
         )
-    return _validated(RunConfig, given, path)
+    return validated(RunConfig, given, path)
 
 
 def parse_study(text: str, source: str) -> StudyFile:
@@ -386,39 +381,9 @@ def parse_study(text: str, source: str) -> StudyFile:
     try:
         return StudyFile.model_validate_json(text)
     except ValidationError as error:
-        raise StudyFileError(_lines(error, StudyFile, source)) from None
-
-
-def to_toml(config: BaseModel) -> str:
-    """Return ``config`` as TOML that reads back as the same configuration."""
-    return tomlkit.dumps(config.model_dump(mode="json", by_alias=True, exclude_none=True))
+        raise StudyFileError(mistakes(error, StudyFile, source)) from None
 
 
 def storage_url(study: Study, override: str | None = None) -> str:
     """Return the storage's URL: ``override``, ``QA_HPO_STORAGE``, the file's, the default."""
     return override or os.environ.get("QA_HPO_STORAGE") or study.storage or DEFAULT_STORAGE
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyFileError(f"{path}: no such file (looked in {Path.cwd()})") from None
-    except OSError as error:
-        raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise StudyFileError(f"{path}: is not UTF-8 text: {error.reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise StudyFileError(f"{path}: is not TOML: {error}") from None
-
-
-def _validated(model: type[Config], given: dict[str, Any], path: Path) -> Config:
-    try:
-        # By way of JSON, whose arrays are good tuples in strict mode too.
-        return model.model_validate_json(json.dumps(given, default=str))
-    except ValidationError as error:
-        raise StudyFileError(_lines(error, model, str(path))) from None
-
-
-def _lines(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    return "\n".join(f"{source}: {line}" for line in explain(error, model))

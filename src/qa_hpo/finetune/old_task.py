@@ -5,6 +5,7 @@ questions that it could still answer. Therefore every score is taken twice: with
 is tuned on the new task, and with the null answer disabled.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from qa_hpo.finetune.memory import PassSize, releasing
 from qa_hpo.finetune.models import checkpoint_fingerprint, load_model
 from qa_hpo.paths import read_json, write_json
 from qa_hpo.squad.scoring import QuestionScores, best_metrics, score_predictions
+from qa_hpo.squad.spans import Predictions
 
 __all__ = ["OldTask", "start_scores"]
 
@@ -140,27 +142,35 @@ def start_scores(
         known = {}
     else:
         return known
-    try:
-        with releasing():
-            model = load_model(checkpoint, attention=runtime.attention, fresh_head=False)
-            torch.nn.Module.to(model, best_device())
-            forward = forward_pass(
-                model,
-                collator,
-                n_best=evaluation.n_best,
-                max_answer_length=evaluation.max_answer_length,
-                batch_size=runtime.eval_batch_size,
-                autocast=lower_precision(runtime),
-                check=check,
-            )
-            del model
-    except CheckpointError:  # its head is fresh
-        write_json(path, known)
-        return known
-    scores = score_predictions(questions.corpus, forward.predictions)
-    known = {"f1": best_metrics(scores)["best_f1"], "f1_no_null": _no_null(scores)}
+    with contextlib.suppress(CheckpointError):  # its head is fresh
+        answers = _answers(checkpoint, collator, evaluation, runtime, check)
+        scores = score_predictions(questions.corpus, answers)
+        known = {"f1": best_metrics(scores)["best_f1"], "f1_no_null": _no_null(scores)}
     write_json(path, known)
     return known
+
+
+def _answers(
+    checkpoint: str,
+    collator: WindowCollator,
+    evaluation: Evaluation,
+    runtime: Runtime,
+    check: Check | None,
+) -> Predictions:
+    with releasing():
+        model = load_model(checkpoint, attention=runtime.attention, fresh_head=False)
+        torch.nn.Module.to(model, best_device())
+        forward = forward_pass(
+            model,
+            collator,
+            n_best=evaluation.n_best,
+            max_answer_length=evaluation.max_answer_length,
+            batch_size=runtime.eval_batch_size,
+            autocast=lower_precision(runtime),
+            check=check,
+        )
+        del model
+    return forward.predictions
 
 
 def _no_null(scores: QuestionScores) -> float:
