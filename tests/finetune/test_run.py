@@ -296,4 +296,4 @@ def test_few_sets_of_windows_are_held(tiny: Path, tmp_path: Path) -> None:
     for stride in range(1, 9):
         assert windows(0) is first  # in use, so kept
         windows(stride)
-    assert len(inputs._windows) == 4
+    assert len(inputs._windows) == 6

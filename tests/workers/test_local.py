@@ -171,6 +171,15 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert tail(log, 3).splitlines() == ["48", "49", "\ufffd"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as it is in the foreground: a shell has what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_held_until_a_child_is_noted() -> None:
     steps = []
 
