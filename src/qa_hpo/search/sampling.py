@@ -2,15 +2,15 @@
 
 import copy
 import hashlib
-import warnings
 from collections.abc import Container, Sequence
 from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+
+from qa_hpo.search.experimental import on_purpose
 
 __all__ = ["STARTUP_TRIALS", "PerTrialTPESampler", "derived_seed"]
 
@@ -63,7 +63,7 @@ class PerTrialTPESampler(BaseSampler):
         self._tpe = self._fresh(derived_seed(purpose, self._seed, number))
 
     def _fresh(self, seed: int) -> TPESampler:
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        with on_purpose():
             return TPESampler(
                 multivariate=True,
                 group=True,  # conditional parameters split the space

@@ -12,7 +12,6 @@ import os
 import re
 import sqlite3
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import StorageInternalError
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from qa_hpo.errors import MissingStudyError, StorageError, UnreachableError
+from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.retrying import PATIENCE_S, RetryingRDBStorage, first_line, is_outage
 
 __all__ = [
@@ -298,7 +298,7 @@ def _is_empty(url: URL, shown: str, *, create: bool) -> bool:
 def _rdb(
     url: str, settings: dict[str, Any], heartbeat_s: int, grace_s: int, *, create: bool
 ) -> RetryingRDBStorage:
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+    with on_purpose():
         return RetryingRDBStorage(
             url,
             engine_kwargs=settings,

@@ -7,13 +7,11 @@ versions of the packages are attributes of the study.
 import contextlib
 import logging
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -21,6 +19,7 @@ from qa_hpo.config import Budget, StudyFile, parse_study
 from qa_hpo.errors import MissingStudyError, StorageError, StudyFileError
 from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, versions
 from qa_hpo.search.budget import spent
+from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import make_pruner
 from qa_hpo.search.sampling import PerTrialTPESampler
@@ -206,7 +205,7 @@ def _create(
         raise StorageError(
             f"{storage.shown}: {name!r} is not a qa_hpo study; choose another study.name"
         )
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+    with on_purpose():
         study.set_metric_names(list(objectives))
     study.set_user_attr(UID, uuid.uuid4().hex[:8])
     study.set_user_attr(DATA, dict(fingerprints))
