@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import statistics
@@ -51,9 +52,11 @@ def run(pairs: int, *, material: TrainingMaterial | None = None) -> Finding:
         runner = Objective(
             joined, Inputs(CachePaths(folder / "cache")), Runtime(cpu_threads=os.cpu_count())
         )
+        gc.freeze()  # as the command does before a worker's first trial
         try:
             runs = [_trial(joined, runner) for _ in range(pairs + 1)][1:]
         finally:
+            gc.unfreeze()
             storage.close()
             torch.set_num_threads(before)
     seconds = {part: statistics.median(one[part] for one in runs) for part in PARTS}

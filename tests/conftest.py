@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis  # noqa: F401  (before the hook below: it looks through its own objects)
 import pytest
 
 if TYPE_CHECKING:
     from qa_hpo.finetune.inputs import Inputs
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the test files have imported out of all garbage collections: it is no garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

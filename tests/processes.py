@@ -3,6 +3,7 @@
 What a process runs, and whatever it is given, must be importable and picklable.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -16,14 +17,26 @@ __all__ = ["dies_in", "finished", "start", "train"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["qa_hpo.finetune.predictor", "qa_hpo.workers.worker", "transformers.models.bert.modeling_bert"]
+    [
+        "qa_hpo.finetune.predictor",
+        "qa_hpo.workers.worker",
+        # What a worker imports on the way.
+        "alembic.command",
+        "qa_hpo.results.publishing",
+        "transformers.models.bert.modeling_bert",
+    ]
 )
 
 
 def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    process = _context.Process(target=target, args=arguments, daemon=True)
+    process = _context.Process(target=_begin, args=(target, *arguments), daemon=True)
     process.start()
     return process
+
+
+def _begin(target: Callable[..., None], *arguments: Any) -> None:
+    gc.freeze()  # as a worker does with what it has imported
+    target(*arguments)
 
 
 def finished(*processes: BaseProcess, code: int = 0, seconds: float = 120) -> None:

@@ -4,6 +4,7 @@ Commands import what they need when they run, so that ``--help`` and ``status`` 
 torch.
 """
 
+import gc
 import json
 import logging
 import os
@@ -231,6 +232,9 @@ def worker(
     """
     from qa_hpo.workers.worker import work
 
+    # After every trial its memory is collected. What has been imported is no garbage, and looking
+    # through it again and again would take longer than all else that surrounds a small trial.
+    gc.freeze()
     logging.getLogger("qa_hpo").setLevel(logging.INFO)
     url = storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
     work(study, url, label=label, cpu_threads=cpu_threads, debug=_debugging(), wait_s=wait)
