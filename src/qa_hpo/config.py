@@ -201,6 +201,19 @@ class StudyFile(_Job):
         return pruning if study is None else pruning.beside(study.objectives)
 
     @model_validator(mode="after")
+    def _promotion_has_a_horizon(self) -> Self:
+        epochs = self.search.get("epochs")
+        if self.pruning.across != "promote" or epochs is None:
+            return self
+        if len(epochs.values()) > 1 or epochs.when:
+            raise PlacedError(
+                "pruning.across",
+                "'promote' decides how many epochs a trial gets, of the same schedule for all; "
+                "give search.epochs one value, the most",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _forgetting_is_measured(self) -> Self:
         check_forgetting(self.study, self.constraints, self.evaluation)
         return self

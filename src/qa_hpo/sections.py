@@ -128,16 +128,21 @@ class Training(Runtime, Hyperparameters):
 class Pruning(Section):
     """When a trial ends early. Losses are validation losses, per window, in nats.
 
-    ``across`` compares a trial's losses with those of others. Optuna takes no reports in a study
+    ``across`` compares a trial with others. With "promote" it waits after ``first_rung`` epochs,
+    after ``reduction_factor`` times as many and so on, and goes on where it is among the best
+    1 / ``reduction_factor`` of those that have come as far. The others compare losses, and end
+    what is worse. Optuna takes no reports in a study
     with two objectives, so that it is "none" there where the file does not say; a trial that
     overfits ends early all the same, and ``control_fraction`` keeps its share from that.
     """
 
     patience: Annotated[int, Field(ge=1)] = 1
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    across: Literal["median", "hyperband", "none"] = "median"
+    across: Literal["median", "hyperband", "promote", "none"] = "median"
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    first_rung: Annotated[int, Field(ge=1)] = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def beside(self, objectives: Sequence[str]) -> "Pruning":

@@ -213,10 +213,10 @@ def test_a_loss_above_guessing_is_divergence(objective: Any) -> None:
     some = objective()
     asked = take(some)
     record = EpochRecord(1, 1.0, 1.0, 1.0, 3.7, {"best_f1": 1.0})  # ln(40) is 3.689
-    assert some.stop_reason(asked, [record]) == "diverged"
-    assert some.stop_reason(asked, [EpochRecord(1, 1.0, 1.0, 1.0, 3.68, {})]) is None
+    assert some.rules.reason(asked, [record]) == "diverged"
+    assert some.rules.reason(asked, [EpochRecord(1, 1.0, 1.0, 1.0, 3.68, {})]) is None
     # The last epoch needs no reason.
-    assert some.stop_reason(asked, [EpochRecord(3, 1.0, 1.0, 1.0, 99.0, {})]) is None
+    assert some.rules.reason(asked, [EpochRecord(3, 1.0, 1.0, 1.0, 99.0, {})]) is None
 
 
 def test_the_first_trial_diverging_at_once_does_not_stop_the_display(objective: Any) -> None:
@@ -319,7 +319,7 @@ def test_a_trial_that_another_worker_finishes_meanwhile_is_dropped(
     def taken(*_: Any) -> None:
         finish(some.joined, asked.trial, state=TrialState.FAIL, attrs={})
 
-    monkeypatch.setattr(some, "stop_reason", taken)
+    monkeypatch.setattr(some.rules, "reason", taken)
     with pytest.raises(LostTrialError, match="trial 0 was finished by another worker"):
         some.run(asked)
     trial = some.joined.optuna_study.trials[0]

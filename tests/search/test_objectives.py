@@ -221,7 +221,7 @@ def stop_reason(joined: JoinedStudy, losses: list[float]) -> str | None:
     ]
     joined.optuna_study.enqueue_trial({"start": "base", "learning_rate": 1e-4, "epochs": 4})
     objective = Objective(joined, cast("Any", None), Runtime())
-    return objective.stop_reason(asked(joined), records)
+    return objective.rules.reason(asked(joined), records)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])

@@ -10,7 +10,7 @@ by an outage, in which another worker takes the lock. What is left then, the nex
 
 import contextlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,35 +20,40 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qa_hpo.config import parse_study
 from qa_hpo.parameters import Parameters
-from qa_hpo.search.budget import BEGUN, BudgetStep, NextStep, next_step
-from qa_hpo.search.failures import Cause, awaiting_retry
+from qa_hpo.search.budget import (
+    BEGUN,
+    BudgetStep,
+    NextStep,
+    epochs_left,
+    most_trials,
+    next_step,
+    spent,
+)
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Ladder, Rules
 from qa_hpo.search.proposing import propose
+from qa_hpo.search.recovering import (
+    CLAIM,
+    HANDED_OUT,
+    fail_trial,
+    only,
+    put_back,
+    running,
+    set_right,
+)
 from qa_hpo.search.sampling import derived_seed
 from qa_hpo.search.study import FORGIVEN, STUDY_FILE, told_if_gone
 from qa_hpo.search.trials import (
-    BASELINE,
-    EPOCHS,
     EPOCHS_RESERVED,
-    KEPT,
     REPEAT_OF,
     WORKER,
     LostTrialError,
     epoch_records,
-    fail,
     lineage_number,
     trial_id,
 )
 
-__all__ = ["Asked", "ask", "hand_back", "is_ours", "release_trials", "run_seed"]
-
-# System attribute: who has taken the trial, each time another mark.
-_CLAIM = "qa_hpo:claim"
-# System attribute: the same mark, once the trial has been handed out completely.
-_HANDED_OUT = "qa_hpo:handed_out"
-# What a retry has of the trial before it.
-_INHERITED_USER_ATTRS = (BASELINE, EPOCHS, REPEAT_OF)
-_INHERITED_SYSTEM_ATTRS = (KEPT, "fixed_params")
+__all__ = ["Asked", "ask", "go_on", "hand_back", "is_ours", "release_trials", "run_seed"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Asked:
         epochs_reserved: Epochs after which the run ends, its inherited ones included: fewer
             than ``parameters.epochs`` where the budget has no more.
         step: Always ASK: so that ``ask``'s answers can be told apart by their ``step``.
+        stop_reason: Why the trial ends with the epochs that it has; None if it goes on.
     """
 
     trial: FrozenTrial
@@ -72,6 +78,7 @@ class Asked:
     seed: int
     epochs_reserved: int
     step: BudgetStep = BudgetStep.ASK
+    stop_reason: str | None = None
 
 
 def run_seed(study_seed: int, number: int) -> int:
@@ -102,7 +109,7 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
     def asking() -> Asked | NextStep:
         with told_if_gone(joined):
             attributes = joined.optuna_study.user_attrs
-        trials = _set_right(joined, mark)
+        trials = set_right(joined, mark)
         # As it is now: another run may have changed it.
         stored = parse_study(attributes[STUDY_FILE], f"study {name!r}")
         step = next_step(
@@ -111,6 +118,7 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
             evaluation=stored.evaluation,
             forgiven=attributes.get(FORGIVEN, 0),
             trials=trials,
+            rules=Rules.of(joined.file),
         )
         if step.step is not BudgetStep.ASK:
             return step
@@ -137,11 +145,56 @@ def hand_back(joined: JoinedStudy, trial: FrozenTrial) -> bool:
         if not is_ours(joined, trial):
             return False
         with contextlib.suppress(UpdateFinishedTrialError):
-            _queue(joined, trial)
+            put_back(joined, trial)
             return True
         return False
 
     return joined.storage.locked(joined.file.study.name, handing_back)
+
+
+def go_on(joined: JoinedStudy, asked: Asked) -> Asked | None:
+    """Promote a trial whose worker has trained as many epochs as a rung says, or let it wait.
+
+    Args:
+        joined: The study, which promotes trials.
+        asked: The trial.
+
+    Returns:
+        The trial with the epochs up to the next rung, or, if nothing can promote it any more, with
+        the reason why it ends; None if it waits now, for whichever worker is free when it is
+        promoted.
+
+    Raises:
+        LostTrialError: It was not this worker's any more.
+    """
+
+    def going_on() -> Asked | None:
+        if not is_ours(joined, asked.trial):
+            raise LostTrialError(f"trial {asked.trial.number} was taken over by another worker")
+        trials = joined.optuna_study.get_trials(deepcopy=False)
+        rules = Rules.of(joined.file)
+        assert rules is not None
+        budget = parse_study(joined.optuna_study.user_attrs[STUDY_FILE], "the study").budget
+        so_far = spent(joined.optuna_study, trials=trials, rules=rules)
+        (trial,) = (trial for trial in trials if trial.number == asked.trial.number)
+        ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
+        left = epochs_left(so_far, budget)
+        if left != 0 and ladder.may_go_on(trial):
+            reserved = rules.next_stop(trial)
+            if left is not None:
+                reserved = min(reserved, len(epoch_records(trial)) + left)
+            joined.storage.rdb.write_trial(
+                trial_id(trial),
+                user_attrs={EPOCHS_RESERVED: reserved},
+                expected=(TrialState.RUNNING, {CLAIM: asked.trial.system_attrs[CLAIM]}),
+            )
+            return replace(asked, epochs_reserved=reserved)
+        if ladder.is_hopeless(trial):
+            return replace(asked, stop_reason="hopeless")
+        put_back(joined, asked.trial)
+        return None
+
+    return joined.storage.locked(joined.file.study.name, going_on)
 
 
 def is_ours(joined: JoinedStudy, trial: FrozenTrial) -> bool:
@@ -150,8 +203,8 @@ def is_ours(joined: JoinedStudy, trial: FrozenTrial) -> bool:
         now = joined.storage.rdb.get_trial(trial_id(trial))
     except KeyError:
         return False
-    claim = trial.system_attrs[_CLAIM]
-    return now.state is TrialState.RUNNING and now.system_attrs.get(_CLAIM) == claim
+    claim = trial.system_attrs[CLAIM]
+    return now.state is TrialState.RUNNING and now.system_attrs.get(CLAIM) == claim
 
 
 def release_trials(joined: JoinedStudy, worker: str) -> list[int]:
@@ -169,99 +222,13 @@ def release_trials(joined: JoinedStudy, worker: str) -> list[int]:
         released = []
         with told_if_gone(joined):
             trials = joined.optuna_study.get_trials(deepcopy=False)
-        for trial in _running(trials):
+        for trial in running(trials):
             if trial.user_attrs.get(WORKER) == worker:
-                _fail(joined, trial, f"its worker {worker} ended")
+                fail_trial(joined, trial, f"its worker {worker} ended")
                 released.append(trial.number)
         return released
 
     return joined.storage.locked(joined.file.study.name, releasing)
-
-
-def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state is TrialState.RUNNING]
-
-
-def _set_right(joined: JoinedStudy, mark: str) -> list[FrozenTrial]:
-    """Set right what dead workers and lost locks have left, and return the study's trials."""
-    trials = joined.optuna_study.get_trials(deepcopy=False)
-    if _take_back(joined, trials, mark):
-        trials = joined.optuna_study.get_trials(deepcopy=False)
-    if _fail_dead(joined, trials):
-        trials = joined.optuna_study.get_trials(deepcopy=False)
-    if _queue_retries(joined, trials):
-        trials = joined.optuna_study.get_trials(deepcopy=False)
-    return trials
-
-
-def _take_back(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> bool:
-    """Queue the trials that nobody was handed, and return whether there are any.
-
-    Trials are handed out under the lock, which we hold: whoever was about to hand one out is dead,
-    or has lost the lock and begins again, perhaps with the trial that has our own mark.
-    """
-    nobodys = [
-        trial for trial in _running(trials) if trial.system_attrs.get(_HANDED_OUT) in {None, mark}
-    ]
-    for trial in nobodys:
-        _queue(joined, trial)
-    return bool(nobodys)
-
-
-def _queue(joined: JoinedStudy, trial: FrozenTrial) -> None:
-    joined.storage.rdb.write_trial(
-        trial_id(trial),
-        system_attrs={_CLAIM: None, _HANDED_OUT: None},
-        state=TrialState.WAITING,
-        expected=(TrialState.RUNNING, {_CLAIM: trial.system_attrs.get(_CLAIM)}),
-    )
-
-
-def _fail_dead(joined: JoinedStudy, trials: list[FrozenTrial]) -> bool:
-    """Fail the trials whose workers have given no sign of life for too long."""
-    rdb = joined.storage.rdb
-    if not _running(trials):
-        return False
-    dead = set(rdb.dead_trials(joined.key))
-    for trial in _running(trials):
-        if trial_id(trial) in dead:
-            worker, grace = trial.user_attrs.get(WORKER, ""), rdb.grace_period
-            _fail(joined, trial, f"its worker {worker} gave no sign of life for {grace} s")
-    return bool(dead)
-
-
-def _fail(joined: JoinedStudy, trial: FrozenTrial, error: str) -> None:
-    with contextlib.suppress(LostTrialError):  # it has finished after all
-        fail(joined, trial, Cause.WORKER_DIED, error)
-
-
-def _queue_retries(joined: JoinedStudy, trials: list[FrozenTrial]) -> bool:
-    """Queue failed trials that are tried again, and return whether there are any."""
-    retried = awaiting_retry(trials)
-    for trial in retried:
-        lineage = lineage_number(trial)
-        history = [*trial.system_attrs.get("retry_history", []), trial.number]
-        joined.storage.rdb.create_new_trial(
-            joined.key,
-            create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=_only(trial.user_attrs, _INHERITED_USER_ATTRS),
-                system_attrs={
-                    **_only(trial.system_attrs, _INHERITED_SYSTEM_ATTRS),
-                    # As Optuna's own retries have them.
-                    "failed_trial": lineage,
-                    "retry_history": history,
-                },
-                intermediate_values=trial.intermediate_values,
-            ),
-        )
-    return bool(retried)
-
-
-def _only(attributes: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: attributes[name] for name in names if name in attributes}
 
 
 def _hand_out(
@@ -271,7 +238,8 @@ def _hand_out(
     worker: str | None,
     mark: str,
 ) -> Asked:
-    trial = _popped(joined, trials, mark)
+    rules = Rules.of(joined.file)
+    trial = _popped(joined, trials, mark, step, rules)
     if trial is None:
         new = _new_trial(trials, step.repeat, mark)
         new.state, new.datetime_start = TrialState.RUNNING, datetime.now()
@@ -286,19 +254,19 @@ def _hand_out(
     else:
         chosen = propose(joined, trial, trials)
         parameters = joined.space.parameters_of(chosen)
-    reserved = parameters.epochs
+    reserved = parameters.epochs if rules is None else rules.next_stop(trial)
     if step.epochs_left is not None:
         reserved = min(reserved, len(epoch_records(trial)) + step.epochs_left)
     params = {name: (value, joined.space.distributions[name]) for name, value in chosen.items()}
     user_attrs = {EPOCHS_RESERVED: reserved, **({} if worker is None else {WORKER: worker})}
-    system_attrs = {_HANDED_OUT: mark}
+    system_attrs = {HANDED_OUT: mark}
     joined.storage.rdb.write_trial(
         key,
         params=params,
         user_attrs=user_attrs,
         system_attrs=system_attrs,
         # Should the lock be lost meanwhile, another worker may have taken the trial back.
-        expected=(TrialState.RUNNING, {_CLAIM: mark}),
+        expected=(TrialState.RUNNING, {CLAIM: mark}),
     )
     # As the storage has it now, which need not be asked.
     trial.params |= {
@@ -309,12 +277,13 @@ def _hand_out(
     trial.user_attrs |= user_attrs
     trial.system_attrs |= system_attrs
     lineage = lineage_number(trial)
-    return Asked(trial, parameters, lineage, run_seed(joined.file.study.seed, lineage), reserved)
+    seed = run_seed(joined.file.study.seed, lineage)
+    return Asked(trial, parameters, lineage, seed, reserved, stop_reason=step.stop_reason)
 
 
 def _new_trial(trials: list[FrozenTrial], repeat: int | None, mark: str) -> FrozenTrial:
     """Return a trial without parameters, or with those of the trial that it repeats."""
-    claim = {_CLAIM: mark}
+    claim = {CLAIM: mark}
     if repeat is None:
         return create_trial(state=TrialState.WAITING, system_attrs=claim)
     (original,) = (trial for trial in trials if trial.number == repeat)
@@ -323,22 +292,33 @@ def _new_trial(trials: list[FrozenTrial], repeat: int | None, mark: str) -> Froz
         params=original.params,
         distributions=original.distributions,
         user_attrs={REPEAT_OF: lineage_number(original)},
-        system_attrs={**claim, **_only(original.system_attrs, ("fixed_params",))},
+        system_attrs={**claim, **only(original.system_attrs, ("fixed_params",))},
     )
 
 
-def _popped(joined: JoinedStudy, trials: list[FrozenTrial], mark: str) -> FrozenTrial | None:
-    """Return the first trial in the queue, which now runs.
+def _popped(
+    joined: JoinedStudy,
+    trials: list[FrozenTrial],
+    mark: str,
+    step: NextStep,
+    rules: Rules | None,
+) -> FrozenTrial | None:
+    """Return the first trial in the queue, which now runs, or the one that leaves its rung.
 
     Those that have begun come first: the budget may be spent before the others' turn.
     """
     waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+    if step.resume is not None:
+        waiting = [trial for trial in waiting if trial.number == step.resume]
+    elif rules is not None:
+        paused = {trial.number for trial in Ladder(rules, trials).paused}
+        waiting = [trial for trial in waiting if trial.number not in paused]
     if not waiting:
         return None
     first = min(waiting, key=lambda trial: (not epoch_records(trial), trial.number))
     joined.storage.rdb.write_trial(
         trial_id(first),
-        system_attrs={_CLAIM: mark},
+        system_attrs={CLAIM: mark},
         state=TrialState.RUNNING,
         expected=(TrialState.WAITING, {}),
     )

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from qa_hpo.config import Budget, StudyEvaluation
 from qa_hpo.search.failures import awaiting_retry
 from qa_hpo.search.finalists import plan
+from qa_hpo.search.promotion import Ladder, Rules
 from qa_hpo.search.trials import EPOCHS_RESERVED, epoch_records, lineage_number
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "BudgetStep",
     "NextStep",
     "Spent",
+    "epochs_left",
+    "most_trials",
     "next_step",
     "spent",
     "time_is_up",
@@ -61,6 +64,7 @@ class Spent:
             that are tried again.
         failed: Trials that failed and are not tried again.
         begun: Of the waiting ones, those that have epochs on record.
+        paused: Trials that wait at a rung for their promotion; not among the waiting ones.
     """
 
     trials: int
@@ -71,6 +75,7 @@ class Spent:
     waiting: int
     failed: int
     begun: int = 0
+    paused: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class NextStep:
         cause: Why the study ends or waits, in one line; empty for ASK.
         failing: Whether the study ends because its trials fail.
         repeat: The number of the trial whose configuration is to be run with another seed.
+        resume: The number of the trial at a rung that goes on, or ends there.
+        stop_reason: Why it ends there; None if it goes on.
     """
 
     step: BudgetStep
@@ -92,6 +99,8 @@ class NextStep:
     cause: str = ""
     failing: bool = False
     repeat: int | None = None
+    resume: int | None = None
+    stop_reason: str | None = None
 
 
 def spent(
@@ -99,6 +108,7 @@ def spent(
     *,
     now: datetime | None = None,
     trials: Sequence[FrozenTrial] | None = None,
+    rules: Rules | None = None,
 ) -> Spent:
     """Return what ``study`` has spent.
 
@@ -106,6 +116,7 @@ def spent(
         study: The study.
         now: The time, by this host's clock; without a zone, it is the local one.
         trials: The study's trials, if they are at hand.
+        rules: How it promotes trials, if it does.
     """
     if trials is None:
         trials = study.get_trials(deepcopy=False)
@@ -113,7 +124,12 @@ def spent(
     latest = {lineage_number(trial): trial for trial in trials}  # by number: a retry comes later
     epochs = {number: len(epoch_records(trial)) for number, trial in latest.items()}
     retried = awaiting_retry(trials)
-    queued = [trial for trial in trials if trial.state is TrialState.WAITING]
+    paused = {trial.number for trial in Ladder(rules, trials).paused} if rules else set()
+    queued = [
+        trial
+        for trial in trials
+        if trial.state is TrialState.WAITING and trial.number not in paused
+    ]
     again = len(retried)
     failed = sum(trial.state is TrialState.FAIL for trial in latest.values())
     return Spent(
@@ -126,9 +142,10 @@ def spent(
         ),
         hours=_hours(study, trials, now),
         running=count[TrialState.RUNNING],
-        waiting=count[TrialState.WAITING] + again,
+        waiting=len(queued) + again,
         failed=failed - again,
         begun=sum(bool(epoch_records(trial)) for trial in [*queued, *retried]),
+        paused=len(paused),
     )
 
 
@@ -140,6 +157,7 @@ def next_step(
     forgiven: int = 0,
     now: datetime | None = None,
     trials: Sequence[FrozenTrial] | None = None,
+    rules: Rules | None = None,
 ) -> NextStep:
     """Return whether a worker takes a trial, waits or ends. Ask under the study's lock.
 
@@ -149,6 +167,9 @@ def next_step(
     no more for it. Failures: a study ends when at least three trials, and no
     fewer than have finished, failed for good.
 
+    Where trials are promoted, one that may go on comes before another configuration, and all that
+    wait at their rungs in the end finish with what they have.
+
     Args:
         study: The study.
         budget: What it may spend.
@@ -156,29 +177,82 @@ def next_step(
         forgiven: Failed trials that do not count, because the study was continued after them.
         now: The time, by this host's clock.
         trials: The study's trials, if they are at hand.
+        rules: How it promotes trials, if it does.
     """
     if trials is None:
         trials = study.get_trials(deepcopy=False)
-    so_far = spent(study, now=now, trials=trials)
-    left = None
-    if budget.epochs is not None:
-        left = max(0, budget.epochs - so_far.epochs - so_far.reserved)
+    so_far = spent(study, now=now, trials=trials, rules=rules)
+    left = epochs_left(so_far, budget)
     failed = so_far.failed - forgiven
-    if failed >= max(LEAST_FAILURES, so_far.trials):
-        cause = f"{failed} trials failed and {so_far.trials} finished"
+    got_somewhere = so_far.trials + so_far.paused
+    if failed >= max(LEAST_FAILURES, got_somewhere):
+        cause = f"{failed} trials failed and {got_somewhere} finished"
         return NextStep(BudgetStep.SPENT, so_far, left, cause, failing=True)
     if cause := _why_spent(so_far, budget, left):
         room = budget.trials is None or so_far.trials < budget.trials
+        ended = NextStep(BudgetStep.SPENT, so_far, left, cause)
         if so_far.begun and room:
             # Somebody finishes what was interrupted, with what it has.
-            return NextStep(BudgetStep.ASK, so_far, 0)
-        return NextStep(BudgetStep.SPENT, so_far, left, cause)
+            ended = NextStep(BudgetStep.ASK, so_far, 0)
+        elif so_far.paused and room and rules is not None:
+            number = Ladder(rules, trials).paused[-1].number
+            ended = NextStep(BudgetStep.ASK, so_far, 0, resume=number, stop_reason="budget")
+        return ended
+    out_of_time = budget.hours is not None and so_far.hours >= budget.hours
+    ladder = None
+    if rules is not None and so_far.paused and not so_far.begun and not out_of_time:
+        ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
+        if resumed := _resumed(NextStep(BudgetStep.ASK, so_far, left), ladder):
+            return resumed
     if cause := _why_wait(so_far, budget, left):
-        return NextStep(BudgetStep.WAIT, so_far, left, cause)
-    asking = NextStep(BudgetStep.ASK, so_far, left)
-    if evaluation is None or evaluation.seeds == 1 or budget.trials is None or so_far.waiting:
-        return asking
-    return _with_finals(asking, trials, budget.trials, evaluation)
+        step = NextStep(BudgetStep.WAIT, so_far, left, cause)
+    else:
+        step = NextStep(BudgetStep.ASK, so_far, left)
+        finals = evaluation is not None and evaluation.seeds > 1 and not so_far.waiting
+        if finals and evaluation is not None and budget.trials is not None:
+            step = _with_finals(step, trials, budget.trials, evaluation)
+    if ladder is not None and step.step is not BudgetStep.ASK and not so_far.running:
+        # No other trial comes that they could be compared with.
+        last = ladder.paused[-1].number
+        return NextStep(BudgetStep.ASK, so_far, 0, resume=last, stop_reason="hopeless")
+    return step
+
+
+def epochs_left(so_far: Spent, budget: Budget) -> int | None:
+    """Return the epochs that are neither on record nor reserved; None without such a budget."""
+    if budget.epochs is None:
+        return None
+    return max(0, budget.epochs - so_far.epochs - so_far.reserved)
+
+
+def most_trials(
+    so_far: Spent, budget: Budget, trials: Sequence[FrozenTrial], rules: Rules
+) -> int | None:
+    """Return how many trials a study can come to have, or None if nobody knows.
+
+    Args:
+        so_far: What it has spent.
+        budget: What it may spend.
+        trials: Its trials.
+        rules: How it promotes them.
+    """
+    limits = []
+    if budget.trials is not None:
+        limits.append(budget.trials)
+    left = epochs_left(so_far, budget)
+    if left is not None:
+        there = len({lineage_number(trial) for trial in trials})
+        least = rules.rungs[0] if rules.rungs else rules.horizon
+        limits.append(there + left // least)
+    return min(limits, default=None)
+
+
+def _resumed(asking: NextStep, ladder: Ladder) -> NextStep | None:
+    """Return which trial at a rung is taken next, or None."""
+    if (ended := ladder.hopeless()) is not None:
+        return replace(asking, resume=ended.number, stop_reason="hopeless", epochs_left=0)
+    promoted = None if asking.epochs_left == 0 else ladder.promoted()
+    return None if promoted is None else replace(asking, resume=promoted.number)
 
 
 def _with_finals(
@@ -211,8 +285,10 @@ def _why_spent(so_far: Spent, budget: Budget, left: int | None) -> str:
 def _why_wait(so_far: Spent, budget: Budget, left: int | None) -> str:
     if budget.hours is not None and so_far.hours >= budget.hours:
         return f"{budget.hours:g} hours have passed, and {so_far.running} trials are running"
-    if budget.trials is not None and so_far.trials + so_far.running >= budget.trials:
-        return f"the last {so_far.running} trials are running"
+    if budget.trials is not None:
+        begun = so_far.trials + so_far.running + so_far.paused
+        if begun >= budget.trials:
+            return f"the last {so_far.running} trials are running"
     return "running trials have reserved the last epochs" if left == 0 else ""
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,23 +15,19 @@ from qa_hpo.finetune.run import Inputs, Starts, fine_tune
 from qa_hpo.paths import RunPaths, scratch_folder
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import Asked
-from qa_hpo.search.budget import time_is_up
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import Keeper, collect
-from qa_hpo.search.pruning import OverfittingRule, diverged, is_control
+from qa_hpo.search.stopping import PAUSED, StoppingRules
 from qa_hpo.search.trials import (
     CPU_THREADS,
     DEVICE_BATCH,
     DOING,
     PEAK_MEMORY,
-    REPEAT_OF,
     LostTrialError,
-    configuration_number,
     epoch_records,
     finish,
     record_epoch,
     trial_id,
-    with_reports,
 )
 from qa_hpo.squad.answered import Answered
 
@@ -83,15 +78,14 @@ class Objective:
         self.judge = judge
         self.check = check
         self.whole = whole
-        file = joined.file
-        self.overfitting = OverfittingRule(file.pruning.patience, file.pruning.min_delta)
-        self.store = open_store(file.artifacts.folder)
+        self.rules = StoppingRules(joined)
+        self.store = open_store(joined.file.artifacts.folder)
 
     def run(self, asked: Asked) -> str | None:
-        """Run a trial to its end and finish it in the storage.
+        """Run a trial to its end and finish it in the storage, or let it wait at a rung.
 
         Returns:
-            Why it was stopped, or None.
+            Why it was stopped, or None; ``PAUSED`` if it waits, and may go on elsewhere.
 
         Raises:
             LostTrialError: Another worker took the trial over.
@@ -102,7 +96,9 @@ class Objective:
             if len(teller.records) < asked.epochs_reserved:
                 stop_reason = self._train(asked, teller)
             else:  # all that was left for its worker was to finish it
-                stop_reason = self.stop_reason(asked, teller.records)
+                stop_reason = self.rules.reason(asked, teller.records)
+            if stop_reason == PAUSED:
+                return PAUSED
             with self.whole():
                 self._finish(asked, teller, stop_reason)
         return stop_reason
@@ -136,10 +132,12 @@ class Objective:
     def config(self, asked: Asked) -> RunConfig:
         """Return the configuration of a trial's run."""
         stop_after = asked.epochs_reserved
+        # One that may be promoted on the way is told to end when it is not.
+        ends = self.rules.promotion is None and stop_after < asked.parameters.epochs
         run = Run(
             name=f"{self.joined.file.study.name} trial {asked.lineage}",
             seed=asked.seed,
-            stop_after_epochs=stop_after if stop_after < asked.parameters.epochs else None,
+            stop_after_epochs=stop_after if ends else None,
         )
         return self.joined.file.run_config(asked.parameters, run, self.runtime)
 
@@ -154,34 +152,6 @@ class Objective:
         except UpdateFinishedTrialError:
             number = asked.trial.number
             raise LostTrialError(f"trial {number} was finished by another worker") from None
-
-    def stop_reason(self, asked: Asked, records: list[EpochRecord]) -> str | None:
-        """Return why the trial ends after these epochs, or None. The last epoch needs no reason.
-
-        Args:
-            asked: The trial.
-            records: Its epochs so far, the newest reported.
-        """
-        file, study = self.joined.file, self.joined.optuna_study
-        epoch = records[-1].epoch
-        losses = [math.nan if r.val_loss is None else r.val_loss for r in records]
-        if epoch >= asked.parameters.epochs:
-            return None
-        if diverged(losses[-1], file.data.max_length):
-            return "diverged"
-        configuration = configuration_number(asked.trial)
-        if not is_control(file.study.seed, configuration, file.pruning.control_fraction):
-            if self.overfitting.overfits(losses):
-                return "overfitting"
-            reported = {record.epoch: record.val_loss for record in records}
-            # A finalist is there to be compared, and has shown that there is hope.
-            repeats = REPEAT_OF in asked.trial.user_attrs
-            if not repeats and study.pruner.prune(study, with_reports(asked.trial, reported)):
-                return "hopeless"
-        out_of_epochs = epoch >= asked.epochs_reserved
-        if out_of_epochs or time_is_up(study, file.budget):
-            return "budget"
-        return None
 
     def _finish(self, asked: Asked, teller: "_EpochTeller", stop_reason: str | None) -> None:
         best = best_record(teller.records)
@@ -243,7 +213,9 @@ class _EpochTeller:
         if record.epoch > len(self.records):
             with self.objective.whole():
                 self._keep(record)
-        return self.objective.stop_reason(self.asked, self.records)
+        with self.objective.whole():
+            self.asked, reason = self.objective.rules.after(self.asked, self.records)
+        return reason
 
     def _keep(self, record: EpochRecord) -> None:
         self.records.append(record)

@@ -1,5 +1,6 @@
 """Which point of the search space a new trial gets: what the sampler draws, and nothing twice."""
 
+import copy
 from collections.abc import Callable, Container, Sequence
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Rules
 from qa_hpo.search.sampling import PerTrialTPESampler, derived_seed
 from qa_hpo.search.space import SearchSpace
+from qa_hpo.search.trials import epoch_records
 
 __all__ = ["propose"]
 
@@ -33,7 +36,8 @@ def propose(
         trial: The trial, which runs.
         trials: The study's trials, as they were read under the lock.
     """
-    study = cast("optuna.Study", _Snapshot(joined.optuna_study, trials))
+    seen = trials if Rules.of(joined.file) is None else [_as_far(other) for other in trials]
+    study = cast("optuna.Study", _Snapshot(joined.optuna_study, seen))
     taken = {
         _point(joined.space.parameters_of(other.params))
         for other in trials
@@ -55,6 +59,22 @@ def propose(
         if _point(joined.space.parameters_of(by_chance)) not in taken:
             return by_chance
     return drawn
+
+
+def _as_far(trial: FrozenTrial) -> FrozenTrial:
+    """Return an unfinished trial as if it had ended with the epochs that it has.
+
+    Samplers look at what has finished, and take what runs for bad, so that workers do not all try
+    the same. Where trials are promoted, most of those with a result wait for more, and the ones
+    that run further are the good ones.
+    """
+    records = epoch_records(trial)
+    if trial.state.is_finished() or not records:
+        return trial
+    seeming = copy.copy(trial)  # the storage keeps trials as it has read them
+    seeming.state = TrialState.PRUNED
+    seeming.values = [max(record.get("best_f1") or 0.0 for record in records)]
+    return seeming
 
 
 class _Snapshot:

@@ -32,6 +32,7 @@ from qa_hpo.search.failures import Cause, cause_of
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.retrying import first_line
+from qa_hpo.search.stopping import PAUSED
 from qa_hpo.search.storage import GRACE_S, HEARTBEAT_S, StudyStorage, open_storage
 from qa_hpo.search.study import check_fingerprints, load_study
 from qa_hpo.search.trials import ERROR, LostTrialError, fail, trial_id
@@ -217,6 +218,9 @@ class _Worker:
         try:
             with self._heartbeat(asked):
                 stop_reason = self.objective.run(asked)
+            if stop_reason == PAUSED:
+                _logger.info("trial %d waits for its promotion", trial.number)
+                return
             _logger.info("trial %d ended: %s", trial.number, stop_reason or "complete")
         except LostTrialError as error:
             _logger.warning("%s; its work is dropped", error)

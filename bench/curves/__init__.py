@@ -1,0 +1,1 @@
+"""Learning curves of many configurations, recorded once, so that searches can be replayed."""

@@ -1,0 +1,97 @@
+"""Whether a trial goes on after an epoch, ends there, or waits for its promotion."""
+
+import math
+from collections.abc import Sequence
+
+from qa_hpo.finetune.records import EpochRecord
+from qa_hpo.search.asking import Asked, go_on
+from qa_hpo.search.budget import time_is_up
+from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Rules
+from qa_hpo.search.pruning import OverfittingRule, diverged, is_control
+from qa_hpo.search.trials import REPEAT_OF, configuration_number, with_reports
+
+__all__ = ["PAUSED", "StoppingRules"]
+
+PAUSED = "paused"
+"""What :meth:`StoppingRules.after` returns of a trial that is not this worker's any more, as it
+waits at its rung."""
+
+
+class StoppingRules:
+    """Decides after each epoch of a study's trials what becomes of them.
+
+    Args:
+        joined: The study.
+    """
+
+    def __init__(self, joined: JoinedStudy) -> None:
+        self.joined = joined
+        self.promotion = Rules.of(joined.file)
+        pruning = joined.file.pruning
+        self._overfitting = OverfittingRule(pruning.patience, pruning.min_delta)
+
+    def reason(self, asked: Asked, records: Sequence[EpochRecord]) -> str | None:
+        """Return why a trial ends after these epochs, or None. The last epoch needs no reason.
+
+        What a study promotes has no hope only beside the trials that come later: that is decided
+        at its rungs, see :meth:`after`.
+
+        Args:
+            asked: The trial.
+            records: Its epochs so far, the newest reported.
+        """
+        if asked.stop_reason is not None:
+            return asked.stop_reason
+        epoch = records[-1].epoch
+        if epoch >= asked.parameters.epochs:
+            return None
+        if (reason := self._on_its_merits(asked, records)) is not None:
+            return reason
+        out_of_epochs = epoch >= asked.epochs_reserved and not self._is_rung(asked, epoch)
+        out_of_time = time_is_up(self.joined.optuna_study, self.joined.file.budget)
+        return "budget" if out_of_epochs or out_of_time else None
+
+    def _on_its_merits(self, asked: Asked, records: Sequence[EpochRecord]) -> str | None:
+        """Return why a trial ends for what its epochs have measured, or None."""
+        file, study = self.joined.file, self.joined.optuna_study
+        losses = [math.nan if r.val_loss is None else r.val_loss for r in records]
+        if diverged(losses[-1], file.data.max_length):
+            return "diverged"
+        configuration = configuration_number(asked.trial)
+        if is_control(file.study.seed, configuration, file.pruning.control_fraction):
+            return None
+        if self._overfitting.overfits(losses):
+            return "overfitting"
+        reported = {record.epoch: record.val_loss for record in records}
+        # A finalist is there to be compared, and has shown that there is hope.
+        repeats = REPEAT_OF in asked.trial.user_attrs
+        if not repeats and study.pruner.prune(study, with_reports(asked.trial, reported)):
+            return "hopeless"
+        return None
+
+    def after(self, asked: Asked, records: Sequence[EpochRecord]) -> tuple[Asked, str | None]:
+        """Return a trial as it goes on after these epochs, and why it does not, or None.
+
+        Args:
+            asked: The trial.
+            records: Its epochs so far, the newest recorded.
+
+        Returns:
+            The trial, with more epochs reserved if it was promoted at once, and the reason:
+            ``PAUSED`` if it waits.
+
+        Raises:
+            LostTrialError: It is not this worker's any more.
+        """
+        reason = self.reason(asked, records)
+        epoch = records[-1].epoch
+        at_rung = self._is_rung(asked, epoch) and epoch >= asked.epochs_reserved
+        if reason is not None or not at_rung or epoch >= asked.parameters.epochs:
+            return asked, reason
+        promoted = go_on(self.joined, asked)
+        return (asked, PAUSED) if promoted is None else (promoted, promoted.stop_reason)
+
+    def _is_rung(self, asked: Asked, epoch: int) -> bool:
+        rules = self.promotion
+        return rules is not None and epoch in rules.rungs and not rules.exempts(asked.trial)
