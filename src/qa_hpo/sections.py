@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from qa_hpo.parameters import Hyperparameters, Parameters, Retention, Scheduler
 from qa_hpo.validation import PlacedError, Section
@@ -36,12 +43,16 @@ class Study(Section):
     ``objectives`` are scores of a trial's best epoch, in percent, both of the same checkpoint:
     ``best_f1``, and perhaps ``old_task_f1``, its F1 on ``evaluation.old_task``. With both, the
     search looks for the trials of which none other is better in both.
+
+    ``learn_from`` names other studies of the same storage: their finished trials are what the
+    sampler knows already when this study begins. They are not run again and count for no budget.
     """
 
     name: Name
     storage: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     objectives: tuple[Literal["best_f1", "old_task_f1"], ...] = ("best_f1",)
+    learn_from: tuple[Name, ...] = ()
 
     @field_validator("objectives")
     @classmethod
@@ -51,6 +62,15 @@ class Study(Section):
                 f"must be ['best_f1'] or ['best_f1', 'old_task_f1'], got {list(objectives)}"
             )
         return objectives
+
+    @field_validator("learn_from")
+    @classmethod
+    def _others(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"names a study twice: {list(names)}")
+        if info.data.get("name") in names:
+            raise ValueError(f"a study cannot learn from itself: {info.data['name']!r}")
+        return names
 
 
 class Data(Section):

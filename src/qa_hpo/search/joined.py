@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from qa_hpo.config import StudyFile
 from qa_hpo.search.space import SearchSpace
@@ -22,6 +23,7 @@ class JoinedStudy:
         space: What is searched.
         key: Its key in the storage.
         uid: What tells this study's artifacts from those of others, 8 hexadecimal digits.
+        prior: What it has learnt from other studies, as trials for its sampler alone.
         created: Whether this call created the study.
     """
 
@@ -31,4 +33,5 @@ class JoinedStudy:
     space: SearchSpace
     key: int
     uid: str
+    prior: tuple[FrozenTrial, ...] = ()
     created: bool = False

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.learning import by_rank
 from qa_hpo.search.promotion import Rules
 from qa_hpo.search.sampling import PerTrialTPESampler, derived_seed
 from qa_hpo.search.space import SearchSpace
@@ -36,8 +37,7 @@ def propose(
         trial: The trial, which runs.
         trials: The study's trials, as they were read under the lock.
     """
-    seen = trials if Rules.of(joined.file) is None else [_as_far(other) for other in trials]
-    study = cast("optuna.Study", _Snapshot(joined.optuna_study, seen))
+    study = cast("optuna.Study", _Snapshot(joined.optuna_study, _as_sampled(joined, trials)))
     taken = {
         _point(joined.space.parameters_of(other.params))
         for other in trials
@@ -59,6 +59,15 @@ def propose(
         if _point(joined.space.parameters_of(by_chance)) not in taken:
             return by_chance
     return drawn
+
+
+def _as_sampled(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
+    """Return what the sampler is shown: the study's trials as they compare, and prior ones."""
+    if Rules.of(joined.file) is not None:
+        trials = [_as_far(trial) for trial in trials]
+    if not joined.prior:
+        return trials
+    return [*joined.prior, *by_rank(trials, joined.file.study.objectives)]
 
 
 def _as_far(trial: FrozenTrial) -> FrozenTrial:

@@ -21,6 +21,7 @@ from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, ve
 from qa_hpo.search.budget import spent
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.learning import learnt_from, prior_trials
 from qa_hpo.search.pruning import make_pruner
 from qa_hpo.search.sampling import PerTrialTPESampler
 from qa_hpo.search.space import SearchSpace
@@ -52,6 +53,8 @@ VERSIONS = "versions"
 FORGIVEN = "failures_forgiven"
 """Study attribute: how many trials had failed when the study was last continued. Who starts it
 again wants it tried again."""
+LEARNT = "learnt_from"
+"""Study attribute: what it has learnt from other studies, in the order of its file."""
 UID = "uid"
 """Study attribute: what tells its artifacts from those of other studies."""
 
@@ -74,7 +77,8 @@ def create_study(
 
     Raises:
         StudyFileError: The file's search space or a baseline cannot be used.
-        StorageError: The study exists and differs, or another program's study has its name.
+        StorageError: The study exists and differs, or another program's study has its name, or
+            there is nothing to learn from a study that it is to learn from.
     """
     space = SearchSpace(file)
     baselines = [space.baseline(entry) for entry in file.baseline]
@@ -83,7 +87,8 @@ def create_study(
     def creating() -> JoinedStudy:
         existing = _attributes(name, storage)
         if existing is None or STUDY_FILE not in existing:
-            _create(file, storage, baselines, fingerprints)
+            learnt = learnt_from(file, storage, STUDY_FILE)
+            _create(file, storage, baselines, fingerprints, learnt)
             return replace(_joined(_stored_file(name, storage), storage), created=True)
         stored = _stored_file(name, storage)
         check_unchanged(stored, file, name)
@@ -187,6 +192,7 @@ def _create(
     storage: StudyStorage,
     baselines: list[dict[str, Any]],
     fingerprints: Mapping[str, str],
+    learnt: Sequence[Sequence[Mapping[str, Any]]],
 ) -> None:
     """Create a study, or complete one whose creator died on the way. The lock is held."""
     name = file.study.name
@@ -210,6 +216,8 @@ def _create(
     study.set_user_attr(UID, uuid.uuid4().hex[:8])
     study.set_user_attr(DATA, dict(fingerprints))
     study.set_user_attr(VERSIONS, versions())
+    if learnt:
+        study.set_user_attr(LEARNT, learnt)
     for index in range(len(queued), len(baselines)):
         label = str(file.baseline[index].get("name", f"baseline {index}"))
         study.enqueue_trial(baselines[index], user_attrs={BASELINE: label})
@@ -231,14 +239,17 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
             f"{storage.shown}: study {file.study.name!r} {wrong}; qa_hpo maximises "
             f"{' and '.join(objectives)}"
         )
-    uid = study.user_attrs.get(UID)
+    attributes = study.user_attrs
+    uid = attributes.get(UID)
     if uid is None:
         raise StorageError(
             f"{storage.shown}: study {file.study.name!r} is of an earlier version of qa_hpo; "
             "choose another study.name"
         )
     key = storage.rdb.get_study_id_from_name(file.study.name)
-    return JoinedStudy(file, storage, study, SearchSpace(file), key, uid)
+    space = SearchSpace(file)
+    prior = prior_trials(attributes.get(LEARNT, ()), space)
+    return JoinedStudy(file, storage, study, space, key, uid, prior)
 
 
 def _maximises(study: optuna.Study, objectives: Sequence[str]) -> bool:
