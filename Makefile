@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study test lint bench bench-retention soak clean
+.PHONY: study test lint bench bench-search bench-retention soak clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
@@ -42,6 +42,11 @@ bench: $(VENV)/.dev
 ## soak: faults for about twenty minutes: workers killed and databases stopped under a study
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench soak
+
+## bench-search: search strategies beside each other, replayed on recorded learning curves
+bench-search: $(VENV)/.dev
+	@$(PIP) -e '.[dev,bench]'
+	$(BIN)/python -m bench search
 
 ## bench-retention: what each retention method keeps of an old task, and what it costs
 bench-retention: $(VENV)/.dev

@@ -6,7 +6,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,17 +55,27 @@ def record(path: Path, table: Path, *, seeds: int, processes: int) -> None:
     print(f"{len(points)} points, {seeds} runs each; {len(known)} are there, {len(todo)} to do")
     _build_starts(study, points)
     begun = time.monotonic()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(_run, study, points[i], i, seed) for i, seed in todo]
-        for done, run in enumerate(as_completed(runs), start=1):
-            curve = run.result()
-            write_rows(table, study, [curve])
-            minutes = (time.monotonic() - begun) / 60
-            print(
-                f"{done} of {len(todo)}, {minutes:.1f} of {minutes / done * len(todo):.0f} min: "
-                f"best F1 {curve.best_f1:.2f}",
-                flush=True,
-            )
+    for done, curve in enumerate(_runs(study, points, todo, processes), start=1):
+        write_rows(table, study, [curve])
+        minutes = (time.monotonic() - begun) / 60
+        print(
+            f"{done} of {len(todo)}, {minutes:.1f} of {minutes / done * len(todo):.0f} min: "
+            f"best F1 {curve.best_f1:.2f}",
+            flush=True,
+        )
+
+
+def _runs(
+    study: StudyFile, points: Sequence[Point], todo: Sequence[tuple[int, int]], processes: int
+) -> Iterator[Curve]:
+    """The curves of points and seeds, each as soon as it is there."""
+    if processes == 1:
+        yield from (_run(study, points[i], i, seed) for i, seed in todo)
+        return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=os.nice, initargs=(19,)) as p:
+        runs = [p.submit(_run, study, points[i], i, seed) for i, seed in todo]
+        yield from (run.result() for run in as_completed(runs))
 
 
 def _build_starts(study: StudyFile, points: Sequence[Point]) -> None:
@@ -82,7 +92,6 @@ def _build_starts(study: StudyFile, points: Sequence[Point]) -> None:
 def _run(study: StudyFile, point: Point, number: int, seed: int) -> Curve:
     global _inputs  # noqa: PLW0603  (data and tokenizers, loaded once per process)
     if _inputs is None:
-        os.nice(19)
         quiet()
         _inputs = Inputs(CachePaths())
     runtime = study.training.runtime().model_copy(update={"cpu_threads": 1})
