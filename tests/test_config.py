@@ -129,10 +129,19 @@ WRONG = [
     ("{ start =", "{ strt =", "search.warmup.when.strt: not another searched parameter; did you"),
     ("[study]", "[study", "is not TOML: "),
     ('base = "x"', "base = 5", "starts.base: input should be a valid string, got 5"),
+    *(
+        ("[budget]", f"[pruning]\nevaluations_per_epoch = {value}\n[budget]", message)
+        for value, message in (
+            (0, "pruning.evaluations_per_epoch: input should be greater than or equal to 1, got 0"),
+            (101, "pruning.evaluations_per_epoch: input should be less than or equal to 100, got "),
+            (1.5, "pruning.evaluations_per_epoch: input should be a valid integer, got 1.5"),
+            ('"4"', "pruning.evaluations_per_epoch: input should be a valid integer, got '4'"),
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), WRONG, ids=[case[2][:40] for case in WRONG])
+@pytest.mark.parametrize(("old", "new", "message"), WRONG, ids=[case[2][:56] for case in WRONG])
 def test_a_mistake_gives_one_line_with_its_place(
     old: str, new: str, message: str, tmp_path: Path
 ) -> None:

@@ -44,9 +44,9 @@ from qa_hpo.sections import (
     Constraints,
     Data,
     Evaluation,
-    Name,
     Pruning,
     Recipe,
+    Run,
     Runtime,
     Start,
     Study,
@@ -311,7 +311,7 @@ class StudyFile(_Job):
         """What a parameter is where the search does not choose it, or a recipe does not say."""
         return self.training.parameters(next(iter(self.starts)))
 
-    def run_config(self, parameters: Parameters, run: "Run", runtime: Runtime) -> "RunConfig":
+    def run_config(self, parameters: Parameters, run: Run, runtime: Runtime) -> "RunConfig":
         """Return the configuration of one run, with the starts it needs, recipes spelt out."""
         starts: dict[str, Start] = {}
         for name in self.lineage(parameters.start):
@@ -332,14 +332,6 @@ class StudyFile(_Job):
                 **self.evaluation.model_dump(include=set(Evaluation.model_fields))
             ),
         )
-
-
-class Run(Section):
-    """One run's name and seed, and after which epoch to stop although the schedule goes on."""
-
-    name: Name
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    stop_after_epochs: Annotated[int, Field(ge=1)] | None = None
 
 
 class RunConfig(_Job):

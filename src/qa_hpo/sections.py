@@ -1,4 +1,4 @@
-"""The sections of a study file, each with its defaults."""
+"""The sections of a study file and of a run's, each with its defaults."""
 
 import re
 from collections.abc import Sequence
@@ -23,9 +23,11 @@ __all__ = [
     "Constraints",
     "Data",
     "Evaluation",
+    "EvaluationsPerEpoch",
     "Name",
     "Pruning",
     "Recipe",
+    "Run",
     "Runtime",
     "Start",
     "Study",
@@ -35,6 +37,10 @@ __all__ = [
 ]
 
 Name = Annotated[str, Field(min_length=1, max_length=150, pattern=r"^[\w][\w .+-]*$")]
+
+EvaluationsPerEpoch = Annotated[int, Field(ge=1, le=100)]
+"""How often an epoch's validation loss is measured: at its end, and so many times less one on the
+way."""
 
 
 class Study(Section):
@@ -123,6 +129,19 @@ class Recipe(Section):
         return defaults.model_copy(update={"start": self.from_, "retention": Retention(), **own})
 
 
+class Run(Section):
+    """One run's name and seed, and after which epoch to stop although the schedule goes on.
+
+    ``evaluations_per_epoch`` is as in ``[pruning]``: what an epoch measures at its end does not
+    depend on it.
+    """
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    stop_after_epochs: Annotated[int, Field(ge=1)] | None = None
+    evaluations_per_epoch: EvaluationsPerEpoch = 1
+
+
 class Runtime(Section):
     """How a run uses the hardware; none of it is searched."""
 
@@ -154,10 +173,15 @@ class Pruning(Section):
     what is worse. Optuna takes no reports in a study
     with two objectives, so that it is "none" there where the file does not say; a trial that
     overfits ends early all the same, and ``control_fraction`` keeps its share from that.
+
+    With ``evaluations_per_epoch`` above 1 the validation loss is also measured within an epoch,
+    at equal distances, and a trial that overfits or diverges ends there. ``patience`` is in epochs
+    all the same: it is met by so many times the evaluations in a row.
     """
 
     patience: Annotated[int, Field(ge=1)] = 1
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+    evaluations_per_epoch: EvaluationsPerEpoch = 1
     across: Literal["median", "hyperband", "promote", "none"] = "median"
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_epochs: Annotated[int, Field(ge=0)] = 1

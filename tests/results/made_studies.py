@@ -72,6 +72,7 @@ class MadeStudy:
         f1: Sequence[float] = (50.0,),
         losses: Sequence[float | None] | None = None,
         *,
+        looks: Sequence[Sequence[float | None]] = (),
         answers: Answered | None = None,
         start: str = "base",
         epochs: int | None = None,
@@ -84,6 +85,7 @@ class MadeStudy:
         Args:
             f1: Its best F1 after each epoch.
             losses: Its validation losses; falling ones if left out.
+            looks: Its losses within each epoch.
             answers: What its best checkpoint answered, which is then kept, and tells its F1.
             start: Its start.
             epochs: How many it was to train; as many as it did if left out.
@@ -99,6 +101,9 @@ class MadeStudy:
             {"epoch": epoch, "train_loss": 1.0, "val_loss": loss, "best_f1": best, "seconds": 1.0}
             for epoch, (loss, best) in enumerate(zip(losses, f1, strict=True), start=1)
         ]
+        for record, own in zip(records, looks, strict=False):
+            before, parts = record["epoch"] - 1, len(own) + 1
+            record["looks"] = [[before + n / parts, loss] for n, loss in enumerate(own, start=1)]
         user_attrs = {"epochs": records, **attrs}
         best = max(f1, default=None)
         if state is not TrialState.FAIL and best is not None:

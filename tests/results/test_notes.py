@@ -4,7 +4,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from qa_hpo.search.failures import Cause
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
-from qa_hpo.search.trials import Kept, fail, finish, record_epoch
+from qa_hpo.search.trials import LOOKS, Kept, fail, finish, record_epoch
 
 ODD = "o|d <d>"
 
@@ -64,7 +64,10 @@ def study(tmp_path: Path) -> Iterator[Callable[..., JoinedStudy]]:
     storage.close()
 
 
-def begin(joined: JoinedStudy, *losses: float | None, **more: Any) -> FrozenTrial:
+def begin(
+    joined: JoinedStudy, *losses: float | None, looks: Sequence[float] = (), **more: Any
+) -> FrozenTrial:
+    """Take a trial that has these losses at its epochs' ends, and in their middles."""
     answer = ask(joined, **more)
     assert isinstance(answer, Asked)
     for epoch, loss in enumerate(losses, start=1):
@@ -72,6 +75,8 @@ def begin(joined: JoinedStudy, *losses: float | None, **more: Any) -> FrozenTria
             "epoch": epoch, "train_loss": 2.0 / epoch, "val_loss": loss, "f1": 50.0 + epoch,
             "best_f1": 60.0 + epoch, "best_f1_thresh": -1.5 * epoch, "seconds": 10.25,
         }  # fmt: skip
+        if looks:
+            record["looks"] = [[epoch - 0.5, looks[epoch - 1]]]
         kept = Kept(epoch, "resume", "checkpoint", min(epoch, 2))
         record_epoch(joined, answer.trial, record, kept=kept)
     return answer.trial
@@ -329,6 +334,35 @@ def test_why_a_trial_was_stopped(
     assert "It competes with its best epoch all the same." in note
     if None in losses:
         assert table(note, "Epochs")[-1][2] == "not finite"
+
+
+@pytest.mark.parametrize(
+    ("looks", "cut", "reason", "words"),
+    [
+        (
+            [1.75, 1.125], [1.5], "overfitting",
+            "**Stopped within epoch 3 of 3**: it was overfitting. Its validation loss was above "
+            "its best: 1.125 after 1.50 epochs, 1.500 now.",
+        ),
+        (
+            [1.75, 1.375], [1.5], "overfitting",
+            "Its validation loss was above its best: 1.250 in epoch 2, 1.500 now.",
+        ),
+        ([1.75, 1.375], [None], "diverged", "Its validation loss is not a finite number;"),
+        ([1.75, 1.375], [7.25], "diverged", "it diverged. Its validation loss is 7.250;"),
+    ],
+)  # fmt: skip
+def test_why_a_trial_was_stopped_within_an_epoch(
+    study: Callable[..., JoinedStudy],
+    looks: list[float],
+    cut: list[float | None],
+    reason: str,
+    words: str,
+):
+    joined = study(pruning={"evaluations_per_epoch": 2})
+    trial = begin(joined, 1.5, 1.25, looks=looks)
+    end(joined, trial, 61.0, stop_reason=reason, attrs={LOOKS: [[2.5, *cut]]})
+    assert words in note_of(joined, 0)
 
 
 def test_a_failed_trial_and_its_retry(study: Callable[..., JoinedStudy]):

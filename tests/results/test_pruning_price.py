@@ -91,6 +91,37 @@ def test_a_loss_that_is_not_finite_is_above_every_other(tmp_path: Path):
     assert price.controls[0].f1_lost == 11.0
 
 
+def test_controls_that_would_have_ended_at_a_look(tmp_path: Path):
+    f1, losses = [50.0, 60.0, 61.0, 66.0], [1.2, 1.0, 0.9, 0.8]
+    with study(tmp_path, evaluations_per_epoch=2) as made:
+        # 1.1 and 1.0 are above 0.95, the loss in the middle of the second epoch; so that it would
+        # have ended within the third one, with the two before, whose best F1 is 60.
+        made.add(f1, losses, looks=[[1.3], [0.95], [1.1], [0.7]])
+        # After the third one, as both of its losses are above 1.0.
+        made.add(f1, [1.2, 1.0, 1.1, 0.8], looks=[[1.3], [1.1], [1.05], [0.7]])
+        # Within the last one, which a loss at its end alone could not have saved.
+        made.add(f1, [1.2, 1.0, 1.1, 0.8], looks=[[1.3], [1.1], [0.9], [None]])
+        made.add(f1, losses, looks=[[1.3], [1.1], [0.95], [0.85]])
+        price = pruning_price(made.joined)
+    assert [(c.stop, c.reason, c.f1_lost) for c in price.controls] == [
+        (2, "overfitting", 6.0),
+        (3, "overfitting", 5.0),
+        (3, "overfitting", 5.0),
+        (None, None, 0.0),
+    ]
+    assert [control.epochs_saved for control in price.controls] == [2, 1, 1, 0]
+
+
+def test_hopeless_at_an_epochs_end_comes_before_the_looks_after_it(tmp_path: Path):
+    pruning = {"across": "median", "startup_trials": 1, "evaluations_per_epoch": 2}
+    f1 = [50.0, 55.0, 58.0]
+    with study(tmp_path, **pruning, warmup_epochs=1) as made:
+        made.add(f1, [1.0, 0.5, 0.4], looks=[[1.1], [0.7], [0.45]])
+        made.add(f1, [1.0, 0.9, 0.8], looks=[[1.1], [0.85], [1.0]])  # 1.0 and 0.9 are above 0.85
+        price = pruning_price(made.joined)
+    assert [(c.stop, c.reason) for c in price.controls] == [(None, None), (2, "hopeless")]
+
+
 def test_controls_that_would_have_been_hopeless_beside_the_others(tmp_path: Path):
     """Of 3-epoch trials the losses after 2 epochs are 0.5, 0.8 and 0.9."""
     with study(tmp_path, across="median", startup_trials=2, warmup_epochs=1) as made:

@@ -51,6 +51,23 @@ def test_overfitting_worked_by_hand(losses, patience, min_delta, overfits):
     assert OverfittingRule(patience, min_delta).overfits(losses) is overfits
 
 
+@pytest.mark.parametrize(
+    ("losses", "patience", "evaluations", "overfits"),
+    [
+        ([2.0, 1.0, 1.1], 1, 2, False),  # half an epoch above the best
+        ([2.0, 1.0, 1.1, 1.2], 1, 2, True),
+        ([2.0, 1.0, 1.1, 1.0, 1.2], 1, 2, False),  # as good as the best begins the count again
+        ([2.0, 1.0, 1.1, 1.2, 1.2], 2, 2, False),
+        ([2.0, 1.0, 1.1, 1.2, 1.2, 1.3], 2, 2, True),
+        ([1.0, 1.1, 1.2, 1.3], 1, 4, False),  # the first epoch
+        ([1.0, 1.1, 1.2, 1.3, 1.4], 1, 4, True),
+        ([1.0, math.nan, math.nan], 1, 2, True),
+    ],
+)
+def test_patience_counts_an_epochs_evaluations(losses, patience, evaluations, overfits):
+    assert OverfittingRule(patience, 0.0, evaluations).overfits(losses) is overfits
+
+
 def slowly(losses: list[float], patience: int, min_delta: float) -> bool:
     """Follow the trial epoch by epoch, counting those above the best before them."""
     best, in_a_row = math.inf, 0
@@ -64,10 +81,11 @@ def slowly(losses: list[float], patience: int, min_delta: float) -> bool:
     st.lists(st.sampled_from([1.0, 1.25, 1.5, 1.75, 2.0]) | st.floats(0, 10), max_size=12),
     st.integers(1, 5),
     st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 2),
+    st.integers(1, 3),
 )
-def test_overfitting_agrees_with_a_slow_reference(losses, patience, min_delta):
-    expected = slowly(losses, patience, min_delta)
-    assert OverfittingRule(patience, min_delta).overfits(losses) is expected
+def test_overfitting_agrees_with_a_slow_reference(losses, patience, min_delta, evaluations):
+    expected = slowly(losses, patience * evaluations, min_delta)
+    assert OverfittingRule(patience, min_delta, evaluations).overfits(losses) is expected
 
 
 @pytest.mark.parametrize(
@@ -76,6 +94,7 @@ def test_overfitting_agrees_with_a_slow_reference(losses, patience, min_delta):
         ((0, 0.0), "patience must be at least 1, got 0"),
         ((1, -0.1), "min_delta must be at least 0 and finite, got -0.1"),
         ((1, math.nan), "min_delta must be at least 0 and finite, got nan"),
+        ((1, 0.0, 0), "evaluations_per_epoch must be at least 1, got 0"),
     ],
 )
 def test_an_overfitting_rule_is_validated(arguments, line):

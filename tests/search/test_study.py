@@ -159,6 +159,11 @@ def changed(path: str, value: object) -> dict:
         ("training.batch_size", 8, "training.batch_size: 16 in the study, 8 in the file"),
         ("pruning.patience", 2, "pruning.patience: 1 in the study, 2 in the file"),
         (
+            "pruning.evaluations_per_epoch",
+            4,
+            "pruning.evaluations_per_epoch: 1 in the study, 4 in the file",
+        ),
+        (
             "baseline",
             [{"start": "v1", "epochs": 2}],
             'baseline: [] in the study, [{"start": "v1", "epochs": 2}] in the file',

@@ -17,7 +17,7 @@ from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.memory import PassSize
 from qa_hpo.squad.spans import Predictions, SpanAccumulator
 
-__all__ = ["Forward", "evaluation_passes", "forward_pass", "span_loss"]
+__all__ = ["Forward", "evaluation_passes", "forward_pass", "mean_loss", "span_loss"]
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,8 @@ def forward_pass(
     spans = SpanAccumulator(windows.questions, n_best=n_best, max_answer_length=max_answer_length)
     if isinstance(batch_size, int):
         batch_size = evaluation_passes(model, batch_size)
-    model.train(False)
     total = 0.0
-    lower = (
-        torch.autocast(model.device.type, dtype=autocast) if autocast else contextlib.nullcontext()
-    )
-    with torch.inference_mode(), lower:
+    with _evaluating(model, autocast):
         for done in _batches(model, collator, batch_size, check):
             total += done.loss
             batch, indices = done.batch, done.indices
@@ -116,6 +112,46 @@ def forward_pass(
             except ValueError as error:
                 raise DivergedError(f"the model's logits cannot be used: {error}") from None
     return Forward(total / len(windows), spans.finish())
+
+
+def mean_loss(
+    model: PreTrainedModel,
+    collator: WindowCollator,
+    *,
+    batch_size: PassSize,
+    autocast: torch.dtype | None = None,
+    check: Check | None = None,
+) -> float:
+    """Return the loss that :func:`forward_pass` gives, without what it finds out about spans.
+
+    Args:
+        model: A model with a question-answering head; put in evaluation mode here.
+        collator: The windows and how they are padded.
+        batch_size: Windows per batch.
+        autocast: Lower precision of the pass, or None.
+        check: Called before every batch; what it raises ends the pass.
+
+    Returns:
+        The mean loss per window, in nats. It is NaN where a window's logits are.
+
+    Raises:
+        OutOfMemoryError: One window at a time does not fit.
+    """
+    total = 0.0
+    with _evaluating(model, autocast):
+        for done in _batches(model, collator, batch_size, check):
+            total += done.loss
+    return total / len(collator.windows)
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel, autocast: torch.dtype | None) -> Iterator[None]:
+    model.train(False)
+    lower = (
+        torch.autocast(model.device.type, dtype=autocast) if autocast else contextlib.nullcontext()
+    )
+    with torch.inference_mode(), lower:
+        yield
 
 
 def evaluation_passes(model: PreTrainedModel, size: int) -> PassSize:

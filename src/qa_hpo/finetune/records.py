@@ -3,9 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["EpochRecord", "FineTuned", "best_record"]
+__all__ = ["EpochRecord", "FineTuned", "Look", "best_record"]
+
+
+class Look(NamedTuple):
+    """A look at the validation loss within an epoch.
+
+    Attributes:
+        position: Where, in epochs: 1.5 is in the middle of the second one.
+        val_loss: Mean validation loss, in nats per window; None where a storage has no number for
+            it, as it was not finite.
+    """
+
+    position: float
+    val_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -16,9 +29,10 @@ class EpochRecord:
         epoch: Finished epochs, from 1.
         train_loss: Mean training loss of the epoch's steps, in nats per window.
         seconds: Time the epoch took, its evaluation and checkpoints included.
-        eval_seconds: Time of the evaluation.
+        eval_seconds: Time of the evaluation, and of the looks.
         val_loss: Mean validation loss, in nats per window; None without validation data.
         metrics: The validation metrics, by their official names, in percent.
+        looks: The looks at the validation loss before the epoch's end, in their order.
     """
 
     epoch: int
@@ -27,18 +41,24 @@ class EpochRecord:
     eval_seconds: float
     val_loss: float | None
     metrics: Mapping[str, float]
+    looks: tuple[Look, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the record as one flat dictionary."""
+        """Return the record as one flat dictionary, as JSON has it; ``looks`` only where any are.
+
+        A look is a list of its position and its loss.
+        """
         timing = {"seconds": self.seconds, "eval_seconds": self.eval_seconds}
         losses = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
-        return {**losses, **self.metrics, **timing}
+        looks = {"looks": [list(look) for look in self.looks]} if self.looks else {}
+        return {**losses, **self.metrics, **timing, **looks}
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> "EpochRecord":
         """Return the record of which ``flat`` is the :meth:`as_dict`."""
         own = {name: flat[name] for name in cls.__dataclass_fields__ if name in flat}
         metrics = {name: value for name, value in flat.items() if name not in own}
+        own["looks"] = tuple(Look(*look) for look in own.get("looks", ()))
         return cls(**own, metrics=metrics)
 
 
@@ -62,7 +82,7 @@ class FineTuned:
         records: One for each finished epoch.
         best: The best of them; None if no epoch could be measured.
         checkpoint: Folder with the best epoch's weights and tokenizer; None if ``best`` is.
-        stop_reason: Why it ended before its last epoch, or None.
+        stop_reason: Why it ended before the end of its last epoch, or None.
         device_batch: Windows that went through the model at once at the end of the training: the
             batch size, or less where a whole batch did not fit into the memory.
         peak_memory_mib: The most memory at once, in MiB; see ``memory.PeakMemory``.

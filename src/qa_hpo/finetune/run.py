@@ -9,7 +9,7 @@ from qa_hpo.errors import StudyFileError
 from qa_hpo.finetune.disk import telling_of_a_full_disk
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.interruption import Check
-from qa_hpo.finetune.records import EpochRecord, FineTuned
+from qa_hpo.finetune.records import EpochRecord, FineTuned, Look
 from qa_hpo.finetune.retention import OldData, RetentionMethod, make_method
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.finetune.training import Training, collator, old_task, train
@@ -25,6 +25,7 @@ def fine_tune(
     *,
     inputs: Inputs | None = None,
     on_epoch: Callable[[EpochRecord], str | None] | None = None,
+    on_look: Callable[[Look], str | None] | None = None,
     on_build: Callable[[str], None] | None = None,
     check: Check | None = None,
 ) -> FineTuned:
@@ -39,6 +40,9 @@ def fine_tune(
         folder: Where its checkpoints and resume states go.
         inputs: Data and tokenizers that are loaded already.
         on_epoch: Told of every epoch; a reason that it returns ends the run.
+        on_look: Told of every look at the validation loss within an epoch, of which there are
+            ``run.evaluations_per_epoch`` less one, where the run trains that epoch; a reason that
+            it returns ends the run there, and the epoch leaves neither record nor checkpoint.
         on_build: Told the name of a start that has to be built first.
         check: Called before every training step and every evaluation batch, and while another
             process is waited for that builds the start; never while files are written. What it
@@ -62,7 +66,7 @@ def fine_tune(
     # Only now: a mistake in the configuration leaves nothing behind.
     with telling_of_a_full_disk(folder):
         _claim(config, folder, _fingerprints(config, inputs))
-    return train(training, RunPaths(folder), on_epoch, check)
+    return train(training, RunPaths(folder), on_epoch, check, on_look)
 
 
 def _training(config: RunConfig, checkpoint: str, inputs: Inputs, check: Check | None) -> Training:
@@ -90,6 +94,7 @@ def _training(config: RunConfig, checkpoint: str, inputs: Inputs, check: Check |
         else old_task(learnt, checkpoint, tokenizer, config, inputs.cache.old_task, check),
         retention=_retention(config, checkpoint, inputs, check),
         stop_after_epochs=config.run.stop_after_epochs,
+        evaluations_per_epoch=config.run.evaluations_per_epoch,
         device_batches=inputs.device_batches,
     )
 
@@ -131,12 +136,15 @@ def _fingerprints(config: RunConfig, inputs: Inputs) -> dict[str, str]:
 def _claim(config: RunConfig, folder: Path, fingerprints: dict[str, str]) -> None:
     """Write down whose folder this is, so that no other configuration goes on from its state."""
     claim = folder / "config.json"
-    # Left out is what does not change what the epochs measure, but for the noise of float32:
-    # where to stop, on how many threads, in which batches.
+    # Left out is what does not change what the epochs measure at their ends, but for the noise of
+    # float32: where to stop, how often to look before, on how many threads, in which batches.
     content = config.model_dump(
         mode="json",
         by_alias=True,
-        exclude={"run": {"stop_after_epochs"}, "runtime": {"cpu_threads", "eval_batch_size"}},
+        exclude={
+            "run": {"stop_after_epochs", "evaluations_per_epoch"},
+            "runtime": {"cpu_threads", "eval_batch_size"},
+        },
     )
     content["fingerprints"] = fingerprints
     if claim.is_file() and read_json(claim) != content:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
@@ -27,46 +27,22 @@ from qa_hpo.config import Evaluation
 from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.batching import LengthGroupedBatches, WindowCollator
 from qa_hpo.finetune.disk import probe, telling_of_a_full_disk
-from qa_hpo.finetune.evaluation import evaluation_passes, forward_pass, span_loss
+from qa_hpo.finetune.evaluation import evaluation_passes, forward_pass, mean_loss, span_loss
 from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check
+from qa_hpo.finetune.looks import Looks
 from qa_hpo.finetune.memory import PassSize, RandomState
 from qa_hpo.finetune.old_task import OldTask
 from qa_hpo.finetune.records import EpochRecord, best_record
+from qa_hpo.finetune.resuming import PASSES, RECORDS, RETENTION
 from qa_hpo.finetune.retention.base import NoRetention, RetentionMethod
-from qa_hpo.paths import RunPaths, new_folder, read_json, write_bytes, write_json
+from qa_hpo.paths import RunPaths, new_folder, write_bytes, write_json
 from qa_hpo.squad.answered import Answered
 from qa_hpo.squad.scoring import corpus_metrics
 
-__all__ = [
-    "OnEpoch",
-    "QuestionAnsweringTrainer",
-    "read_device_batch",
-    "read_records",
-    "read_retention",
-]
+__all__ = ["OnEpoch", "QuestionAnsweringTrainer"]
 
 OnEpoch = Callable[[EpochRecord], str | None]
-
-_RECORDS = "epochs.json"
-_PASSES = "passes.json"
-_RETENTION = "retention.safetensors"
-
-
-def read_records(resume_state: Path) -> list[EpochRecord]:
-    """Return the records of the epochs that ``resume_state`` goes on from."""
-    return [EpochRecord.from_dict(flat) for flat in read_json(resume_state / _RECORDS)]
-
-
-def read_device_batch(resume_state: Path) -> int:
-    """Return how many windows at once the run of ``resume_state`` had come down to."""
-    return int(read_json(resume_state / _PASSES)["device_batch"])
-
-
-def read_retention(resume_state: Path) -> dict[str, torch.Tensor]:
-    """Return what the retention method of ``resume_state``'s run had to keep."""
-    path = resume_state / _RETENTION
-    return load_file(path) if path.is_file() else {}
 
 
 class QuestionAnsweringTrainer(Trainer):
@@ -96,6 +72,7 @@ class QuestionAnsweringTrainer(Trainer):
         on_epoch: Told of each epoch that this process finishes.
         stop_after_epochs: Epoch after which the run ends although the schedule goes on.
         stop_reason: What ``on_epoch`` returned last.
+        looks: The looks at the validation loss within epochs; they may end the run too.
         passes: Windows per pass of a training step.
         check: Called before every training step and every evaluation batch, and never while files
             are written.
@@ -115,6 +92,7 @@ class QuestionAnsweringTrainer(Trainer):
         autocast: torch.dtype | None,
         paths: RunPaths,
     ) -> None:
+        self.looks = Looks(self._look, math.ceil(len(train.windows) / args.train_batch_size))
         super().__init__(
             model=model,
             args=args,
@@ -123,7 +101,7 @@ class QuestionAnsweringTrainer(Trainer):
             train_dataset=cast("Dataset[int]", range(len(train.windows))),
             eval_dataset=cast("Dataset[int]", range(0)),
             processing_class=tokenizer,
-            callbacks=[_Epochs(self)],
+            callbacks=[_Epochs(self), self.looks],
         )
         # Progress is told through on_epoch; standard output belongs to the command.
         self.remove_callback(PrinterCallback)
@@ -263,9 +241,10 @@ class QuestionAnsweringTrainer(Trainer):
             epoch=epoch,
             train_loss=train_loss,
             seconds=ended - self._epoch_started,
-            eval_seconds=ended - started,
+            eval_seconds=ended - started + self.looks.seconds,
             val_loss=val_loss,
             metrics=metrics,
+            looks=tuple(self.looks.taken),
         )
         self.records.append(record)
         if best_record(self.records) is record:
@@ -286,6 +265,22 @@ class QuestionAnsweringTrainer(Trainer):
             check=self.check,
         )
         return forward.loss, Answered.of(validation.corpus, forward.predictions)
+
+    def _look(self) -> float:
+        """Return the validation loss between two steps; the next one is as it would have been."""
+        assert self.validation is not None
+        # Some models draw random numbers in evaluation too, for hashing or sampling.
+        beginning = RandomState(self.args.device)
+        loss = mean_loss(
+            self.network,
+            self.validation[1],
+            batch_size=self._evaluation_passes,
+            autocast=self.autocast,
+            check=self.check,
+        )
+        beginning.restore()
+        self.network.train()
+        return loss
 
     def _old_task_is_due(self, metrics: dict[str, float]) -> bool:
         """Return whether an epoch that measured this is to be measured on the old task too.
@@ -347,9 +342,9 @@ class QuestionAnsweringTrainer(Trainer):
                 (written,) = Path(staging).glob("checkpoint-*")
                 state = self.retention.state()
                 if state:
-                    save_file(state, written / _RETENTION)
-                write_json(written / _PASSES, {"device_batch": self.passes.size})
-                write_json(written / _RECORDS, [record.as_dict() for record in self.records])
+                    save_file(state, written / RETENTION)
+                write_json(written / PASSES, {"device_batch": self.passes.size})
+                write_json(written / RECORDS, [record.as_dict() for record in self.records])
                 written.replace(final)
         best = best_record(self.records)
         kept = {final, self.paths.checkpoint(best.epoch) if best else None}

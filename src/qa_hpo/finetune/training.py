@@ -1,6 +1,5 @@
 """A checkpoint and windows in, epoch records and the best epoch's checkpoint out."""
 
-import math
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,18 +22,14 @@ from qa_hpo.finetune.hardware import (
 )
 from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check, carried, delivered
+from qa_hpo.finetune.looks import OnLook, look_steps
 from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
 from qa_hpo.finetune.models import load_model, position_limit, quiet
 from qa_hpo.finetune.old_task import OldTask, start_scores
 from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
+from qa_hpo.finetune.resuming import read_device_batch, read_records, read_retention
 from qa_hpo.finetune.retention.base import NoRetention, RetentionMethod
-from qa_hpo.finetune.trainer import (
-    OnEpoch,
-    QuestionAnsweringTrainer,
-    read_device_batch,
-    read_records,
-    read_retention,
-)
+from qa_hpo.finetune.trainer import OnEpoch, QuestionAnsweringTrainer
 from qa_hpo.parameters import Hyperparameters
 from qa_hpo.paths import RunPaths
 from qa_hpo.squad.windows import Windows
@@ -60,6 +55,7 @@ class Training:
         evaluation: How validation questions are answered.
         retention: What keeps the old task.
         stop_after_epochs: Epoch after which to stop although the schedule goes on; None for none.
+        evaluations_per_epoch: How often an epoch's validation loss is measured, its end included.
         device_batches: For each checkpoint, the most windows per pass that are known to fit; the
             run begins with as many, and writes down what it comes down to.
     """
@@ -75,6 +71,7 @@ class Training:
     old_task: OldTask | None = None
     retention: RetentionMethod = field(default_factory=NoRetention)
     stop_after_epochs: int | None = None
+    evaluations_per_epoch: int = 1
     device_batches: dict[str, int] = field(default_factory=dict)
 
 
@@ -83,6 +80,7 @@ def train(
     paths: RunPaths,
     on_epoch: OnEpoch | None = None,
     check: Check | None = None,
+    on_look: OnLook | None = None,
 ) -> FineTuned:
     """Fine-tune, from the last finished epoch if ``paths`` holds a resume state.
 
@@ -94,6 +92,8 @@ def train(
             returns ends the run.
         check: Called before every training step and every evaluation batch. What it raises ends
             the run and comes out unchanged; the resume state of the last finished epoch stays.
+        on_look: Told of each look at the validation loss within an epoch that is trained here; a
+            reason that it returns ends the run, and the epoch leaves nothing.
 
     Returns:
         The records and the best checkpoint. A run that diverges ends with the stop reason
@@ -121,7 +121,7 @@ def train(
     if not stop_reason and len(records) < min(stop_after, training.parameters.epochs):
         with releasing():
             stop_reason, device_batch = _epochs(
-                training, paths, records, device_batch, on_epoch=tell, check=check
+                training, paths, records, device_batch, on_epoch=tell, on_look=on_look, check=check
             )
     best = best_record(records)
     checkpoint = paths.checkpoint(best.epoch) if best else None
@@ -143,6 +143,7 @@ def _epochs(
     device_batch: int,
     *,
     on_epoch: OnEpoch,
+    on_look: OnLook | None,
     check: Check | None,
 ) -> tuple[str | None, int]:
     """Train the epochs that are missing from ``records``, which grows by theirs.
@@ -158,6 +159,7 @@ def _epochs(
     trainer.check = carried(check)
     trainer.records = records
     trainer.on_epoch = on_epoch
+    trainer.looks.on_look = on_look or (lambda look: None)
     trainer.stop_after_epochs = training.stop_after_epochs or training.parameters.epochs
     stop_reason = delivered(partial(_run, trainer, training.checkpoint, states))
     return stop_reason, trainer.passes.size
@@ -170,7 +172,7 @@ def _run(trainer: QuestionAnsweringTrainer, checkpoint: str, states: list[Path])
             trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     except DivergedError:
         return "diverged"
-    return trainer.stop_reason
+    return trainer.looks.stop_reason or trainer.stop_reason
 
 
 def old_task(
@@ -251,9 +253,11 @@ def _trainer(training: Training, paths: RunPaths, device_batch: int) -> Question
         autocast=lower_precision(runtime),
         paths=paths,
     )
-    parameters = training.parameters
-    batches = math.ceil(len(train.windows) / parameters.batch_size)
-    retention.prepare(model, batches * parameters.epochs)
+    if validation is not None:
+        trainer.looks.at = frozenset(
+            look_steps(trainer.looks.steps, training.evaluations_per_epoch)
+        )
+    retention.prepare(model, trainer.looks.steps * training.parameters.epochs)
     if best_device() == "cpu" and not runtime.compile:
         use_quick_dropout(model)
     if runtime.compile:

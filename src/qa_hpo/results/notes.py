@@ -22,6 +22,7 @@ from qa_hpo.search.trials import (
     BASELINE,
     CAUSE,
     ERROR,
+    LOOKS,
     REPEAT_OF,
     STOP_REASON,
     WORKER,
@@ -245,9 +246,9 @@ def _ending(joined: JoinedStudy, trial: FrozenTrial) -> str:
     if trial.state is TrialState.PRUNED:
         reason = trial.user_attrs.get(STOP_REASON)
         why = _why(joined, trial, reason)
+        where = f"within epoch {done + 1}" if LOOKS in trial.user_attrs else f"after epoch {done}"
         return (
-            f"**Stopped after epoch {done} of {epochs}**: {why} "
-            "It competes with its best epoch all the same."
+            f"**Stopped {where} of {epochs}**: {why} It competes with its best epoch all the same."
         )
     if trial.state is TrialState.FAIL:
         cause = trial.user_attrs.get(CAUSE, Cause.WORKER_DIED)
@@ -259,7 +260,7 @@ def _ending(joined: JoinedStudy, trial: FrozenTrial) -> str:
 
 def _why(joined: JoinedStudy, trial: FrozenTrial, reason: str | None) -> str:
     pruning = joined.file.pruning
-    losses = {record["epoch"]: record.get("val_loss") for record in epoch_records(trial)}
+    losses = _losses(trial)
     finite = {epoch: loss for epoch, loss in losses.items() if loss is not None}
     last = list(losses.values())[-1] if losses else None
     now = "not a finite number" if last is None else f"{last:.3f}"
@@ -268,7 +269,8 @@ def _why(joined: JoinedStudy, trial: FrozenTrial, reason: str | None) -> str:
         delta = f"more than {pruning.min_delta:g} " if pruning.min_delta else ""
         text = f"it was overfitting. Its validation loss was {delta}above its best{times}"
         best = min(finite, key=lambda epoch: finite[epoch], default=None)
-        return text + (f": {finite[best]:.3f} in epoch {best}, {now} now." if best else ".")
+        where = f"in epoch {best}" if isinstance(best, int) else f"after {best or 0:.2f} epochs"
+        return text + (f": {finite[best]:.3f} {where}, {now} now." if best else ".")
     if reason == "hopeless":
         rival = "Hyperband prefers others"
         if pruning.across == "median":
@@ -280,6 +282,14 @@ def _why(joined: JoinedStudy, trial: FrozenTrial, reason: str | None) -> str:
     if reason == "budget":
         return "the study's budget was spent."
     return "there is no reason on record."
+
+
+def _losses(trial: FrozenTrial) -> dict[float, float | None]:
+    """Return a trial's losses in their order, by epoch, and by position where it was looked."""
+    losses: dict[float, float | None] = {}
+    for record in epoch_records(trial):
+        losses |= dict(record.get("looks", ())) | {record["epoch"]: record.get("val_loss")}
+    return losses | dict(trial.user_attrs.get(LOOKS, ()))
 
 
 def _again(joined: JoinedStudy, trial: FrozenTrial) -> str:

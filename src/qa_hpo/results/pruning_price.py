@@ -1,7 +1,7 @@
 """What pruning saved, and what it cost: read off the trials that were never pruned."""
 
 import copy
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.pruning import OverfittingRule, is_control
+from qa_hpo.search.pruning import as_number, is_control, overfits
 from qa_hpo.search.trials import (
     REPEAT_OF,
     STOP_REASON,
@@ -28,7 +28,8 @@ class Control:
     Attributes:
         number: The trial's number.
         epochs: Epochs that it trained.
-        stop: The epoch after which it would have ended; None if it would not.
+        stop: The epoch after which it would have ended, or the last one before that within which it
+            would; None if it would not.
         reason: Why, ``overfitting`` or ``hopeless``; None likewise.
         f1: Its best F1, in percent.
         f1_lost: How much of that it reached after ``stop``, in points.
@@ -43,7 +44,7 @@ class Control:
 
     @property
     def epochs_saved(self) -> int:
-        """Epochs that it would not have trained."""
+        """Epochs that it would not have finished."""
         return 0 if self.stop is None else self.epochs - self.stop
 
 
@@ -54,7 +55,7 @@ class PruningPrice:
     Attributes:
         pruned: Trials that ended as overfitting, hopeless or diverged.
         epochs_trained: Epochs of all finished trials.
-        epochs_saved: Epochs that the pruned ones had left.
+        epochs_saved: Epochs that the pruned ones had not finished.
         controls: Trials that were never pruned (``pruning.control_fraction``).
     """
 
@@ -89,8 +90,8 @@ def pruning_price(joined: JoinedStudy) -> PruningPrice:
     """Return what pruning saved and cost.
 
     A control shows what a pruned trial would have come to. The rules are applied to its recorded
-    losses, epoch by epoch: that of overfitting as it was, the one across trials beside all other
-    trials, of which some had not finished at the time.
+    losses, epoch by epoch: that of overfitting as it was, at looks within epochs too, the one
+    across trials beside all other trials, of which some had not finished at the time.
     """
     file, study = joined.file, joined.optuna_study
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -114,25 +115,35 @@ def _left(joined: JoinedStudy, trial: FrozenTrial) -> int:
 
 def _control(joined: JoinedStudy, trial: FrozenTrial) -> Control:
     records = epoch_records(trial)
-    rule = OverfittingRule(joined.file.pruning.patience, joined.file.pruning.min_delta)
+    scores = [record.get("best_f1") or 0.0 for record in records]
+    stop, reason = _ending(joined, trial, records)
+    reached = max(scores[:stop]) if stop is not None else max(scores)
+    return Control(trial.number, len(records), stop, reason, max(scores), max(scores) - reached)
+
+
+def _ending(
+    joined: JoinedStudy, trial: FrozenTrial, records: Sequence[Mapping[str, Any]]
+) -> tuple[int | None, str | None]:
+    """Return how many epochs a trial would have finished, and why no more; None if all."""
     again = copy.copy(trial)
     again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
     others = cast("optuna.Study", _Others(joined.optuna_study, again))
-    scores = [record.get("best_f1") or 0.0 for record in records]
-    losses: list[float] = []
-    stop = reason = None
-    for record in records[:-1]:  # the last epoch needs no rule to end
-        losses.append(float("nan") if record["val_loss"] is None else record["val_loss"])
-        if rule.overfits(losses):
-            stop, reason = record["epoch"], "overfitting"
-        elif joined.optuna_study.pruner.prune(
-            others, with_reports(again, dict(enumerate(losses, start=1)))
-        ):
-            stop, reason = record["epoch"], "hopeless"
-        if stop is not None:
-            break
-    reached = max(scores[:stop]) if stop is not None else max(scores)
-    return Control(trial.number, len(records), stop, reason, max(scores), max(scores) - reached)
+    pruning = joined.file.pruning
+    epochs: list[list[float]] = []
+    reports: dict[int, float | None] = {}
+    for record in records:
+        looks = [as_number(loss) for _, loss in record.get("looks", ())]
+        if any(overfits(pruning, epochs, looks[:n]) for n in range(1, len(looks) + 1)):
+            return record["epoch"] - 1, "overfitting"
+        if record is records[-1]:
+            break  # its end needs no rule
+        epochs.append([*looks, as_number(record["val_loss"])])
+        reports[record["epoch"]] = record["val_loss"]
+        if overfits(pruning, epochs):
+            return record["epoch"], "overfitting"
+        if joined.optuna_study.pruner.prune(others, with_reports(again, reports)):
+            return record["epoch"], "hopeless"
+    return None, None
 
 
 class _Others:

@@ -45,6 +45,7 @@ def run_config(joined: JoinedStudy, trial: FrozenTrial) -> RunConfig:
         name=f"{file.study.name} trial {trial.number}",
         seed=run_seed(file.study.seed, lineage),
         stop_after_epochs=epochs if epochs < parameters.epochs else None,
+        evaluations_per_epoch=file.pruning.evaluations_per_epoch,
     )
     return file.run_config(
         parameters, run, Runtime(**{**runtime.model_dump(), "cpu_threads": threads})

@@ -186,6 +186,9 @@ def _answers(store: CheckpointStore, what: Kept) -> Answered | None:
 
 def _epoch_table(records: Sequence[EpochRecord]) -> str:
     rows = [record.as_dict() for record in records]
+    for row in rows:
+        # They are at other places than epochs' ends, for which a row has no room.
+        row.pop("looks", None)
     file = io.StringIO()
     # An epoch may lack a metric that another one has, where a loss was not finite.
     names = list(dict.fromkeys(name for row in rows for name in row))

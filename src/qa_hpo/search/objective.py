@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from qa_hpo.config import Run, RunConfig, Runtime
-from qa_hpo.finetune.records import EpochRecord, best_record
+from qa_hpo.finetune.records import EpochRecord, Look, best_record
 from qa_hpo.finetune.run import Inputs, Starts, fine_tune
 from qa_hpo.paths import RunPaths, scratch_folder
 from qa_hpo.search.artifacts import open_store
@@ -22,6 +22,7 @@ from qa_hpo.search.trials import (
     CPU_THREADS,
     DEVICE_BATCH,
     DOING,
+    LOOKS,
     PEAK_MEMORY,
     LostTrialError,
     epoch_records,
@@ -123,6 +124,7 @@ class Objective:
             teller.keeper.paths.folder,
             inputs=self.inputs,
             on_epoch=teller,
+            on_look=teller.look,
             check=self.check,
         )
         teller.device_batch = tuned.device_batch
@@ -138,6 +140,7 @@ class Objective:
             name=f"{self.joined.file.study.name} trial {asked.lineage}",
             seed=asked.seed,
             stop_after_epochs=stop_after if ends else None,
+            evaluations_per_epoch=self.joined.file.pruning.evaluations_per_epoch,
         )
         return self.joined.file.run_config(asked.parameters, run, self.runtime)
 
@@ -167,6 +170,8 @@ class Objective:
             attributes[DEVICE_BATCH] = teller.device_batch
         if teller.peak_memory_mib is not None:
             attributes[PEAK_MEMORY] = teller.peak_memory_mib
+        if teller.looks:
+            attributes[LOOKS] = [list(look) for look in teller.looks]
         if best is not None:
             attributes |= {
                 "best_epoch": best.epoch,
@@ -204,6 +209,7 @@ class _EpochTeller:
         self.asked = asked
         self.keeper = Keeper(objective.joined, objective.store, asked.trial, paths)
         self.records = [EpochRecord.from_dict(record) for record in epoch_records(asked.trial)]
+        self.looks: list[Look] = []
         self.device_batch: int | None = None
         self.peak_memory_mib: float | None = None
 
@@ -217,8 +223,18 @@ class _EpochTeller:
             self.asked, reason = self.objective.rules.after(self.asked, self.records)
         return reason
 
+    def look(self, look: Look) -> str | None:
+        """Return why the trial ends at a look within the epoch that goes on, or None."""
+        if look.position < len(self.records):
+            return (
+                None  # of an epoch that is known, where a run without its resume state began anew
+            )
+        self.looks.append(look)
+        return self.objective.rules.at_look(self.asked, self.records, self.looks)
+
     def _keep(self, record: EpochRecord) -> None:
         self.records.append(record)
+        self.looks.clear()
         asked = self.asked
         # Not by what is reserved: a retry may be given more.
         last = record.epoch >= asked.parameters.epochs

@@ -4,6 +4,7 @@ Reports are minus the validation loss at step = epoch, counted from 1, in a maxi
 Optuna's pruners and TPE read reports in the study's direction.
 """
 
+import itertools
 import math
 from collections.abc import Container, Sequence
 from typing import Any, cast
@@ -14,52 +15,95 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
 from qa_hpo.search.sampling import derived_seed
+from qa_hpo.sections import Pruning
 
 __all__ = [
     "STOP_REASONS",
     "OverfittingRule",
     "SameHorizonPruner",
+    "as_number",
     "diverged",
     "is_control",
     "make_pruner",
+    "overfits",
 ]
 
 STOP_REASONS = ("overfitting", "hopeless", "diverged", "budget")
-"""Why a trial ended before its last epoch."""
+"""Why a trial ended before the end of its last epoch."""
 
 
 class OverfittingRule:
     """The rule that a validation loss which keeps above its best means overfitting.
 
-    A trial overfits after an epoch if each of its last ``patience`` losses is above the best of
-    the losses before it by more than ``min_delta``. With 1.235, 1.217, 1.359, patience 1 and
-    min_delta 0 it overfits after the third epoch, by 0.142; with patience 2 it does not yet.
-    A loss that is NaN counts as above every number and never as the best.
+    A trial overfits after an evaluation if each of its last losses, as many as ``patience`` epochs
+    have, is above the best of the losses before them by more than ``min_delta``. With 1.235,
+    1.217, 1.359 at the ends of epochs, patience 1 and min_delta 0 it overfits after the third
+    epoch, by 0.142; with patience 2 it does not yet. A loss that is NaN counts as above every
+    number and never as the best.
 
     Args:
         patience: Epochs in a row, at least 1.
         min_delta: By how much the loss must be above its best, in nats, at least 0.
+        evaluations_per_epoch: Losses of an epoch, its looks and its end, at least 1. Where an
+            epoch has too few steps for as many as were asked for, give how many it has.
 
     Raises:
         ValueError: A number below its least value.
     """
 
-    def __init__(self, patience: int = 1, min_delta: float = 0.0) -> None:
+    def __init__(
+        self, patience: int = 1, min_delta: float = 0.0, evaluations_per_epoch: int = 1
+    ) -> None:
         if patience < 1:
             raise ValueError(f"patience must be at least 1, got {patience}")
         if not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta must be at least 0 and finite, got {min_delta}")
+        if evaluations_per_epoch < 1:
+            raise ValueError(
+                f"evaluations_per_epoch must be at least 1, got {evaluations_per_epoch}"
+            )
         self.patience = patience
         self.min_delta = min_delta
+        self.evaluations_per_epoch = evaluations_per_epoch
 
     def overfits(self, val_losses: Sequence[float]) -> bool:
-        """Return whether a trial overfits after the last of ``val_losses``, one per epoch."""
-        earlier = [loss for loss in val_losses[: -self.patience] if not math.isnan(loss)]
+        """Return whether a trial overfits after the last of its ``val_losses``.
+
+        Args:
+            val_losses: All of them in their order, in nats, looks within epochs included.
+        """
+        last = self.patience * self.evaluations_per_epoch
+        earlier = [loss for loss in val_losses[:-last] if not math.isnan(loss)]
         if not earlier:
             return False
         # None of the last losses is a new best, so all of them have the same best before them.
         limit = min(earlier) + self.min_delta
-        return all(not loss <= limit for loss in val_losses[-self.patience :])
+        return all(not loss <= limit for loss in val_losses[-last:])
+
+
+def overfits(
+    pruning: Pruning, epochs: Sequence[Sequence[float]], looks: Sequence[float] = ()
+) -> bool:
+    """Return whether a trial overfits after an epoch, or after a look within the next one.
+
+    Looks can show it earlier. They never show it later: after an epoch, the rule is also applied to
+    the ends of epochs alone, since a loss that was low for a moment within an epoch would otherwise
+    begin the patience anew.
+
+    Args:
+        pruning: How much a loss may rise, and for how long.
+        epochs: The losses of each finished epoch in nats, its end last.
+        looks: Those of the epoch that goes on.
+    """
+    # As many as there are: an epoch of few steps has fewer than the file asks for. Before the
+    # first one has ended, no trial overfits: patience is an epoch at least.
+    evaluations = len(epochs[-1]) if epochs else pruning.evaluations_per_epoch
+    patience, min_delta = pruning.patience, pruning.min_delta
+    losses = [*itertools.chain(*epochs), *looks]
+    if OverfittingRule(patience, min_delta, evaluations).overfits(losses):
+        return True
+    ends = [epoch[-1] for epoch in epochs]
+    return not looks and OverfittingRule(patience, min_delta).overfits(ends)
 
 
 class SameHorizonPruner(BasePruner):
@@ -136,6 +180,11 @@ def is_control(seed: int, number: int, fraction: float) -> bool:
         fraction: The share of trials that are controls, 0 … 1.
     """
     return derived_seed("control", seed, number) < fraction * 2**32
+
+
+def as_number(loss: float | None) -> float:
+    """Return a loss as records have it as a number: null stands for one that is not finite."""
+    return math.nan if loss is None else loss
 
 
 def diverged(val_loss: float, max_length: int) -> bool:

@@ -1,14 +1,14 @@
-"""Whether a trial goes on after an epoch, ends there, or waits for its promotion."""
+"""Whether a trial goes on after an epoch or a look, ends there, or waits for its promotion."""
 
 import math
 from collections.abc import Sequence
 
-from qa_hpo.finetune.records import EpochRecord
+from qa_hpo.finetune.records import EpochRecord, Look
 from qa_hpo.search.asking import Asked, go_on
 from qa_hpo.search.budget import time_is_up
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.promotion import Rules
-from qa_hpo.search.pruning import OverfittingRule, diverged, is_control
+from qa_hpo.search.pruning import as_number, diverged, is_control, overfits
 from qa_hpo.search.trials import REPEAT_OF, configuration_number, with_reports
 
 __all__ = ["PAUSED", "StoppingRules"]
@@ -19,7 +19,7 @@ waits at its rung."""
 
 
 class StoppingRules:
-    """Decides after each epoch of a study's trials what becomes of them.
+    """Decides after each epoch of a study's trials, and at each look, what becomes of them.
 
     Args:
         joined: The study.
@@ -28,8 +28,6 @@ class StoppingRules:
     def __init__(self, joined: JoinedStudy) -> None:
         self.joined = joined
         self.promotion = Rules.of(joined.file)
-        pruning = joined.file.pruning
-        self._overfitting = OverfittingRule(pruning.patience, pruning.min_delta)
 
     def reason(self, asked: Asked, records: Sequence[EpochRecord]) -> str | None:
         """Return why a trial ends after these epochs, or None. The last epoch needs no reason.
@@ -54,14 +52,12 @@ class StoppingRules:
 
     def _on_its_merits(self, asked: Asked, records: Sequence[EpochRecord]) -> str | None:
         """Return why a trial ends for what its epochs have measured, or None."""
-        file, study = self.joined.file, self.joined.optuna_study
-        losses = [math.nan if r.val_loss is None else r.val_loss for r in records]
-        if diverged(losses[-1], file.data.max_length):
+        study = self.joined.optuna_study
+        if diverged(as_number(records[-1].val_loss), self.joined.file.data.max_length):
             return "diverged"
-        configuration = configuration_number(asked.trial)
-        if is_control(file.study.seed, configuration, file.pruning.control_fraction):
+        if self._is_control(asked):
             return None
-        if self._overfitting.overfits(losses):
+        if self._overfits(records):
             return "overfitting"
         reported = {record.epoch: record.val_loss for record in records}
         # A finalist is there to be compared, and has shown that there is hope.
@@ -69,6 +65,42 @@ class StoppingRules:
         if not repeats and study.pruner.prune(study, with_reports(asked.trial, reported)):
             return "hopeless"
         return None
+
+    def at_look(
+        self, asked: Asked, records: Sequence[EpochRecord], looks: Sequence[Look]
+    ) -> str | None:
+        """Return why a trial ends at a look within an epoch, or None.
+
+        Only what the trial's own losses show counts here, divergence and overfitting; of the
+        budget, of other trials and of rungs an epoch's end decides. Of an epoch that is cut off
+        there is no record, so that the budget does not count it among those that were trained.
+
+        Args:
+            asked: The trial.
+            records: Its finished epochs.
+            looks: The looks of the epoch that goes on, the newest last.
+        """
+        loss = as_number(looks[-1].val_loss)
+        # A fresh head may begin far above guessing, and has an epoch to learn better.
+        above_guessing = bool(records) and diverged(loss, self.joined.file.data.max_length)
+        if above_guessing or not math.isfinite(loss):
+            return "diverged"
+        if self._is_control(asked) or not self._overfits(records, looks):
+            return None
+        return "overfitting"
+
+    def _is_control(self, asked: Asked) -> bool:
+        file = self.joined.file
+        configuration = configuration_number(asked.trial)
+        return is_control(file.study.seed, configuration, file.pruning.control_fraction)
+
+    def _overfits(self, records: Sequence[EpochRecord], looks: Sequence[Look] = ()) -> bool:
+        epochs = [[*(look.val_loss for look in r.looks), r.val_loss] for r in records]
+        return overfits(
+            self.joined.file.pruning,
+            [[as_number(loss) for loss in losses] for losses in epochs],
+            [as_number(look.val_loss) for look in looks],
+        )
 
     def after(self, asked: Asked, records: Sequence[EpochRecord]) -> tuple[Asked, str | None]:
         """Return a trial as it goes on after these epochs, and why it does not, or None.

@@ -2,7 +2,8 @@
 
 A finished trial has the user attributes ``best_epoch``, ``f1``, ``exact``, ``best_f1``,
 ``best_exact``, ``threshold``, ``crossfit_f1``, ``train_seconds``, ``worker``, ``epochs`` (its
-epoch records), and ``stop_reason`` if it was stopped. A failed one has ``cause`` and ``error``.
+epoch records), and ``stop_reason`` if it was stopped, with ``looks`` if that was within an epoch.
+A failed one has ``cause`` and ``error``.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ __all__ = [
     "ERROR",
     "FORGETTING",
     "KEPT",
+    "LOOKS",
     "PEAK_MEMORY",
     "REPEAT_OF",
     "STOP_REASON",
@@ -55,6 +57,9 @@ EPOCHS = "epochs"
 """User attribute: the epoch records, a list of dictionaries."""
 EPOCHS_RESERVED = "epochs_reserved"
 """User attribute: after how many epochs the budget ends the trial."""
+LOOKS = "looks"
+"""User attribute: the looks of the epoch within which the trial ended, each a list of its position,
+in epochs, and its validation loss."""
 STOP_REASON = "stop_reason"
 """User attribute: why the trial ended before its last epoch."""
 WORKER = "worker"
