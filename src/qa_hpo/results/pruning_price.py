@@ -1,7 +1,7 @@
 """What pruning saved, and what it cost: read off the trials that were never pruned."""
 
 import copy
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Ladder, Rules
 from qa_hpo.search.pruning import OverfittingRule, is_control
 from qa_hpo.search.trials import (
     REPEAT_OF,
@@ -90,14 +91,18 @@ def pruning_price(joined: JoinedStudy) -> PruningPrice:
 
     A control shows what a pruned trial would have come to. The rules are applied to its recorded
     losses, epoch by epoch: that of overfitting as it was, the one across trials beside all other
-    trials, of which some had not finished at the time.
+    trials, of which some had not finished at the time. Where trials are promoted, a control would
+    have ended at the first rung where it is not among the best of all that came as far.
     """
     file, study = joined.file, joined.optuna_study
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     pruned = [t for t in trials if t.user_attrs.get(STOP_REASON) not in {None, "budget"}]
     saved = sum(_left(joined, trial) for trial in pruned)
+    rules = Rules.of(file)
+    # Beside all trials, failed and running ones as well: they have come as far as they have.
+    ladder = None if rules is None else Ladder(rules, study.get_trials(deepcopy=False))
     controls = [
-        _control(joined, trial)
+        _control(joined, trial, ladder)
         for trial in trials
         if is_control(file.study.seed, configuration_number(trial), file.pruning.control_fraction)
         and trial.state is TrialState.COMPLETE
@@ -112,12 +117,10 @@ def _left(joined: JoinedStudy, trial: FrozenTrial) -> int:
     return max(0, wanted - len(epoch_records(trial)))
 
 
-def _control(joined: JoinedStudy, trial: FrozenTrial) -> Control:
+def _control(joined: JoinedStudy, trial: FrozenTrial, ladder: Ladder | None) -> Control:
     records = epoch_records(trial)
     rule = OverfittingRule(joined.file.pruning.patience, joined.file.pruning.min_delta)
-    again = copy.copy(trial)
-    again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
-    others = cast("optuna.Study", _Others(joined.optuna_study, again))
+    hopeless = _hopeless(joined, trial, ladder)
     scores = [record.get("best_f1") or 0.0 for record in records]
     losses: list[float] = []
     stop = reason = None
@@ -125,14 +128,27 @@ def _control(joined: JoinedStudy, trial: FrozenTrial) -> Control:
         losses.append(float("nan") if record["val_loss"] is None else record["val_loss"])
         if rule.overfits(losses):
             stop, reason = record["epoch"], "overfitting"
-        elif joined.optuna_study.pruner.prune(
-            others, with_reports(again, dict(enumerate(losses, start=1)))
-        ):
+        elif hopeless(losses):
             stop, reason = record["epoch"], "hopeless"
         if stop is not None:
             break
     reached = max(scores[:stop]) if stop is not None else max(scores)
     return Control(trial.number, len(records), stop, reason, max(scores), max(scores) - reached)
+
+
+def _hopeless(
+    joined: JoinedStudy, trial: FrozenTrial, ladder: Ladder | None
+) -> Callable[[list[float]], bool]:
+    """Return what tells whether a trial has no hope beside others after its first losses."""
+    if ladder is not None:
+        rungs = ladder.rules.rungs
+        return lambda losses: len(losses) in rungs and not ladder.is_among_best(trial, len(losses))
+    again = copy.copy(trial)
+    again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
+    others = cast("optuna.Study", _Others(joined.optuna_study, again))
+    return lambda losses: joined.optuna_study.pruner.prune(
+        others, with_reports(again, dict(enumerate(losses, start=1)))
+    )
 
 
 class _Others:
