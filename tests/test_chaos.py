@@ -70,3 +70,49 @@ def test_nothing_is_lost(database: str, tiny: Path, tmp_path: Path) -> None:
     finally:
         if server:
             server.close()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_where_trials_are_promoted(tiny: Path, tmp_path: Path) -> None:
+    file = study_file(
+        tiny,
+        Path("artifacts"),
+        data={"train_limit": 120},
+        training={"epochs": 4, "cpu_threads": 1},
+        pruning={"across": "promote", "reduction_factor": 2, "patience": 9},
+        budget={"trials": 7},
+    )
+    url = f"sqlite:///{tmp_path}/study.db"
+    outcome = Chaos(
+        file=file,
+        folder=tmp_path / "it's ünusual",
+        url=url,
+        workers=2,
+        kills=3,
+        seconds_between=(0.5, 2.0),
+    ).run()
+    assert outcome.code == 0, outcome.output
+    assert outcome.finished == outcome.budget == 7
+    assert outcome.kills >= 1, outcome.output
+    assert (outcome.doubled_epochs, outcome.redone_epochs) == (0, 0)
+    assert (outcome.lost, outcome.given_up, outcome.shared) == (0, 0, 0)
+    assert "waits at a rung, epoch 1 of 4" in outcome.output
+    latest = [own[-1] for own in lineages(outcome.trials).values()]
+    ends = [(len(epoch_records(t)), t.user_attrs.get("stop_reason")) for t in latest]
+    assert set(ends) <= {
+        (1, "hopeless"),
+        (2, "hopeless"),
+        (4, None),
+        (1, "diverged"),
+        (2, "diverged"),
+        (3, "diverged"),
+    }
+    assert (4, None) in ends
+
+    # One that went all the way is the trial that never waited.
+    storage = open_storage(url, create=False)
+    last = next(trial for trial in latest if len(epoch_records(trial)) == 4)
+    config = run_config(load_study("tiny", storage), last)
+    storage.close()
+    alone = fine_tune(config, tmp_path / "alone", inputs=Inputs(CachePaths(tmp_path / "cache")))
+    assert measured(epoch_records(last)) == measured([r.as_dict() for r in alone.records])

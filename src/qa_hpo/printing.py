@@ -17,6 +17,7 @@ from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, 
 from qa_hpo.search.asking import release_trials
 from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Rules
 from qa_hpo.search.retrying import first_line
 from qa_hpo.search.storage import mask
 from qa_hpo.search.study import FORGIVEN, told_if_gone
@@ -196,6 +197,7 @@ class _Teller:
         }
         self.told_doing: set[tuple[int, str]] = set()
         self.told_epochs: set[tuple[int, int]] = set()
+        self.told_pauses: set[tuple[int, int]] = set()
         self.told_outage = False
 
     def tell(self, *, live: bool) -> Snapshot | None:
@@ -237,10 +239,17 @@ class _Teller:
         now = snapshot(self.joined)
         if not live:
             self._epochs(now)
+            self._pauses(now)
         study = self.joined.optuna_study
         forgiven = study.user_attrs.get(FORGIVEN, 0)
         file = self.joined.file
-        step = next_step(study, file.budget, evaluation=file.evaluation, forgiven=forgiven)
+        step = next_step(
+            study,
+            file.budget,
+            evaluation=file.evaluation,
+            forgiven=forgiven,
+            rules=Rules.of(file),
+        )
         # When hours are spent, or trials fail, others may still be at their last epoch.
         self.over = step.step is BudgetStep.SPENT and not step.spent.running
         return now
@@ -256,6 +265,17 @@ class _Teller:
                     f"{busy.worker}: trial {busy.number} ({busy.start}), epoch {busy.epoch} of "
                     f"{busy.epochs}: loss {loss}, best F1 {busy.f1 or 0:.2f} "
                     f"[{now.spent.trials} trials done{left}]"
+                )
+
+    def _pauses(self, now: Snapshot) -> None:
+        """Tell of trials whose last epoch may have been too short before the pause to be seen."""
+        for paused in now.paused:
+            key = (paused.number, paused.epoch)
+            if key not in self.told_pauses:
+                self.told_pauses.add(key)
+                self._line(
+                    f"trial {paused.number} waits at a rung, epoch {paused.epoch} of "
+                    f"{paused.epochs}: best F1 {paused.f1 or 0:.2f}"
                 )
 
     def _line(self, text: str) -> None:

@@ -22,6 +22,7 @@ from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.budget import BudgetStep, next_step
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Rules
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import FORGIVEN, create_study, load_study, told_if_gone
@@ -160,7 +161,13 @@ def _spent(joined: JoinedStudy) -> bool:
     with told_if_gone(joined):
         forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
         file, study = joined.file, joined.optuna_study
-        step = next_step(study, file.budget, evaluation=file.evaluation, forgiven=forgiven)
+        step = next_step(
+            study,
+            file.budget,
+            evaluation=file.evaluation,
+            forgiven=forgiven,
+            rules=Rules.of(file),
+        )
     return step.step is BudgetStep.SPENT and not step.failing
 
 

@@ -109,7 +109,11 @@ class MadeStudy:
         if state is not TrialState.FAIL and best is not None:
             user_attrs |= {"best_f1": best, "best_epoch": 1 + list(f1).index(best)}
         number = len(joined.optuna_study.get_trials(deepcopy=False))
-        params = {"start": start, "learning_rate": 2e-5, "epochs": epochs or max(1, len(f1))}
+        given = {"start": start, "learning_rate": 2e-5, "epochs": epochs or max(1, len(f1))}
+        # Where all have the same number of epochs, it is no parameter.
+        params = {
+            name: value for name, value in given.items() if name in joined.space.distributions
+        }
         made = create_trial(
             state=state,
             value=None if state is TrialState.FAIL or not state.is_finished() else best,

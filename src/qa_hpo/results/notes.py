@@ -17,6 +17,7 @@ from qa_hpo.results.note_words import NONE, escaped, table, trial_link, two_digi
 from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Rules
 from qa_hpo.search.pruning import STOP_REASONS, is_control
 from qa_hpo.search.trials import (
     BASELINE,
@@ -41,7 +42,8 @@ def study_note(joined: JoinedStudy, board: Leaderboard) -> str:
     """Return the note of a study: how it stands, what it searches, and how to read its pages."""
     trials = joined.optuna_study.get_trials(deepcopy=False)
     parts = [f"# {escaped(board.study)}", *_standing(joined, board)]
-    parts += ["## Progress", _progress(trials, spent(joined.optuna_study, trials=trials), joined)]
+    used = spent(joined.optuna_study, trials=trials, rules=Rules.of(joined.file))
+    parts += ["## Progress", _progress(trials, used, joined)]
     leading = [row for row in board.trials if competes(row)]
     if leading:
         parts += ["## Leading trials", _leading_table(joined, leading[:_LEADING])]
@@ -134,7 +136,8 @@ def _progress(trials: Sequence[FrozenTrial], used: Spent, joined: JoinedStudy) -
     reasons = ", ".join(f"{stopped[reason]} {reason}" for reason in STOP_REASONS if stopped[reason])
     text = f"{used.trials} trials have finished: {states[TrialState.COMPLETE]} complete and "
     text += f"{states[TrialState.PRUNED]} pruned" + (f" ({reasons})" if reasons else "") + ". "
-    text += f"Failed: {used.failed}, running: {used.running}, waiting: {used.waiting}.\n\n"
+    text += f"Failed: {used.failed}, running: {used.running}, waiting: {used.waiting}"
+    text += f", at a rung: {used.paused}.\n\n" if used.paused else ".\n\n"
     return text + f"Spent of the budget: {_spent(used, joined.file.budget)}."
 
 
@@ -271,6 +274,9 @@ def _why(joined: JoinedStudy, trial: FrozenTrial, reason: str | None) -> str:
         best = min(finite, key=lambda epoch: finite[epoch], default=None)
         where = f"in epoch {best}" if isinstance(best, int) else f"after {best or 0:.2f} epochs"
         return text + (f": {finite[best]:.3f} {where}, {now} now." if best else ".")
+    if reason == "hopeless" and pruning.across == "promote":
+        done = f"{len(losses)} epoch{'' if len(losses) == 1 else 's'}"
+        return f"it was hopeless. Too many other trials were ahead of it after {done}."
     if reason == "hopeless":
         rival = "Hyperband prefers others"
         if pruning.across == "median":

@@ -15,6 +15,7 @@ from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
 from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Ladder, Rules
 from qa_hpo.search.trials import (
     CAUSE,
     DOING,
@@ -24,7 +25,7 @@ from qa_hpo.search.trials import (
     lineage_number,
 )
 
-__all__ = ["Busy", "Snapshot", "describe_trial", "render", "snapshot"]
+__all__ = ["Busy", "Paused", "Snapshot", "describe_trial", "render", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ class Busy:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """A trial that waits at a rung for its promotion.
+
+    Attributes:
+        number: The trial's number.
+        epoch: Finished epochs.
+        epochs: Epochs of its schedule.
+        f1: The best F1 so far, in percent.
+    """
+
+    number: int
+    epoch: int
+    epochs: int
+    f1: float | None
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A study at one moment.
 
@@ -64,6 +82,7 @@ class Snapshot:
         budget: What may be spent.
         counts: Trials by state.
         busy: The running trials.
+        paused: The trials that wait at a rung.
         best: The leading trial.
         seconds_left: Estimated from the pace so far; None before a trial has finished.
     """
@@ -75,6 +94,7 @@ class Snapshot:
     busy: list[Busy]
     best: FrozenTrial | None
     seconds_left: float | None
+    paused: tuple[Paused, ...] = ()
 
     @property
     def share(self) -> float:
@@ -100,6 +120,7 @@ class Snapshot:
             if best is None
             else {"number": best.number, "best_f1": best.user_attrs["best_f1"]},
             "running": [vars(busy) for busy in self.busy],
+            "at_a_rung": [vars(paused) for paused in self.paused],
         }
 
 
@@ -116,7 +137,8 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
     """Return how a study stands."""
     now = now or datetime.now()  # Optuna stores local times without a zone
     trials = joined.optuna_study.get_trials(deepcopy=False)
-    used = spent(joined.optuna_study, now=now)
+    rules = Rules.of(joined.file)
+    used = spent(joined.optuna_study, now=now, trials=trials, rules=rules)
     budget = joined.file.budget
     ranked = finished_trials(joined)
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
@@ -132,7 +154,16 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
         busy=[_busy(joined, trial, now) for trial in running],
         best=ranked[0] if ranked else None,
         seconds_left=left,
+        paused=tuple(_paused(rules, trial) for trial in Ladder(rules, trials).paused)
+        if rules is not None
+        else (),
     )
+
+
+def _paused(rules: Rules, trial: FrozenTrial) -> Paused:
+    records = epoch_records(trial)
+    scores = [record["best_f1"] for record in records if record.get("best_f1") is not None]
+    return Paused(trial.number, len(records), rules.horizon, max(scores, default=None))
 
 
 def _busy(joined: JoinedStudy, trial: FrozenTrial, now: datetime) -> Busy:
@@ -193,6 +224,8 @@ def headline(now: Snapshot) -> str:
     if budget.hours is not None:
         parts.append(f"{now.spent.hours:.2g} of {budget.hours:g} hours")
     parts.append(f"{now.counts['PRUNED']} pruned")
+    if now.paused:
+        parts.append(f"{len(now.paused)} waiting at a rung")
     if now.spent.failed:
         parts.append(f"{now.spent.failed} failed")
     if now.best is not None:

@@ -1,7 +1,7 @@
 """What pruning saved, and what it cost: read off the trials that were never pruned."""
 
 import copy
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.promotion import Ladder, Rules
 from qa_hpo.search.pruning import as_number, is_control, overfits
 from qa_hpo.search.trials import (
     REPEAT_OF,
@@ -91,14 +92,19 @@ def pruning_price(joined: JoinedStudy) -> PruningPrice:
 
     A control shows what a pruned trial would have come to. The rules are applied to its recorded
     losses, epoch by epoch: that of overfitting as it was, at looks within epochs too, the one
-    across trials beside all other trials, of which some had not finished at the time.
+    across trials beside all other trials, of which some had not finished at the time. Where trials
+    are promoted, a control would have ended at the first rung where it is not among the best of
+    all that came as far.
     """
     file, study = joined.file, joined.optuna_study
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     pruned = [t for t in trials if t.user_attrs.get(STOP_REASON) not in {None, "budget"}]
     saved = sum(_left(joined, trial) for trial in pruned)
+    rules = Rules.of(file)
+    # Beside all trials, failed and running ones as well: they have come as far as they have.
+    ladder = None if rules is None else Ladder(rules, study.get_trials(deepcopy=False))
     controls = [
-        _control(joined, trial)
+        _control(joined, trial, ladder)
         for trial in trials
         if is_control(file.study.seed, configuration_number(trial), file.pruning.control_fraction)
         and trial.state is TrialState.COMPLETE
@@ -113,21 +119,20 @@ def _left(joined: JoinedStudy, trial: FrozenTrial) -> int:
     return max(0, wanted - len(epoch_records(trial)))
 
 
-def _control(joined: JoinedStudy, trial: FrozenTrial) -> Control:
+def _control(joined: JoinedStudy, trial: FrozenTrial, ladder: Ladder | None) -> Control:
     records = epoch_records(trial)
     scores = [record.get("best_f1") or 0.0 for record in records]
-    stop, reason = _ending(joined, trial, records)
+    stop, reason = _ending(joined, records, _hopeless(joined, trial, ladder))
     reached = max(scores[:stop]) if stop is not None else max(scores)
     return Control(trial.number, len(records), stop, reason, max(scores), max(scores) - reached)
 
 
 def _ending(
-    joined: JoinedStudy, trial: FrozenTrial, records: Sequence[Mapping[str, Any]]
+    joined: JoinedStudy,
+    records: Sequence[Mapping[str, Any]],
+    hopeless: Callable[[Mapping[int, float | None]], bool],
 ) -> tuple[int | None, str | None]:
     """Return how many epochs a trial would have finished, and why no more; None if all."""
-    again = copy.copy(trial)
-    again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
-    others = cast("optuna.Study", _Others(joined.optuna_study, again))
     pruning = joined.file.pruning
     epochs: list[list[float]] = []
     reports: dict[int, float | None] = {}
@@ -141,9 +146,24 @@ def _ending(
         reports[record["epoch"]] = record["val_loss"]
         if overfits(pruning, epochs):
             return record["epoch"], "overfitting"
-        if joined.optuna_study.pruner.prune(others, with_reports(again, reports)):
+        if hopeless(reports):
             return record["epoch"], "hopeless"
     return None, None
+
+
+def _hopeless(
+    joined: JoinedStudy, trial: FrozenTrial, ladder: Ladder | None
+) -> Callable[[Mapping[int, float | None]], bool]:
+    """Return what tells whether a trial has no hope beside others after its first losses."""
+    if ladder is not None:
+        rungs = ladder.rules.rungs
+        return lambda reports: (
+            len(reports) in rungs and not ladder.is_among_best(trial, len(reports))
+        )
+    again = copy.copy(trial)
+    again.state, again.system_attrs = TrialState.RUNNING, dict(trial.system_attrs)
+    others = cast("optuna.Study", _Others(joined.optuna_study, again))
+    return lambda reports: joined.optuna_study.pruner.prune(others, with_reports(again, reports))
 
 
 class _Others:

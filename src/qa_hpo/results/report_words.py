@@ -38,9 +38,10 @@ def standing(report: Report) -> str:
     ended = ", ".join(f"{number} {_STATES[state]}" for state, number in ends if number)
     text = f"{count(len(rows), 'trial')}{f': {ended}' if ended else ''}."
     spent = report.origin.spent
-    if spent.running or spent.waiting:
+    if spent.running or spent.waiting or spent.paused:
+        rung = f", {spent.paused} waiting at a rung" if spent.paused else ""
         text += (
-            f" The search goes on: {spent.running} running, {spent.waiting} waiting. "
+            f" The search goes on: {spent.running} running, {spent.waiting} waiting{rung}. "
             "What follows may change."
         )
     return text
@@ -116,10 +117,14 @@ def _ending(pruning: Pruning, row: Row) -> str:
         return "It trained all its epochs (COMPLETE)."
     above = f"more than {pruning.min_delta:g} above" if pruning.min_delta else "above"
     times = "" if pruning.patience == 1 else f" for {pruning.patience} epochs in a row"
-    median = "its validation loss was worse than the median of the trials with as many epochs"
+    hopeless = {
+        "median": "its validation loss was worse than the median of the trials with as many epochs",
+        "hyperband": "Hyperband preferred other trials",
+        "promote": f"too many other trials were ahead after {count(done, 'epoch')}",
+    }
     reasons = {
         "overfitting": f"its validation loss was {above} its best{times}",
-        "hopeless": median if pruning.across == "median" else "Hyperband preferred other trials",
+        "hopeless": hopeless.get(pruning.across, "other trials were ahead"),
         "diverged": "its validation loss was worse than that of guessing",
         "budget": "the study's budget was spent",
     }

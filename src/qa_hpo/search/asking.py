@@ -169,27 +169,34 @@ def go_on(joined: JoinedStudy, asked: Asked) -> Asked | None:
     """
 
     def going_on() -> Asked | None:
+        trials = joined.optuna_study.get_trials(deepcopy=False)
+        own = next((trial for trial in trials if trial.number == asked.trial.number), None)
+        if own is not None and own.state is TrialState.WAITING:
+            return None  # begun again: it was put back, and the lock lost before that was known
         if not is_ours(joined, asked.trial):
             raise LostTrialError(f"trial {asked.trial.number} was taken over by another worker")
-        trials = joined.optuna_study.get_trials(deepcopy=False)
+        assert own is not None
         rules = Rules.of(joined.file)
         assert rules is not None
         budget = parse_study(joined.optuna_study.user_attrs[STUDY_FILE], "the study").budget
         so_far = spent(joined.optuna_study, trials=trials, rules=rules)
-        (trial,) = (trial for trial in trials if trial.number == asked.trial.number)
+        # Begun again, it may have been promoted already: what it has reserved then is its own.
+        trained = len(epoch_records(own))
+        mine = max(0, own.user_attrs.get(EPOCHS_RESERVED, 0) - trained)
+        so_far = replace(so_far, reserved=so_far.reserved - mine)
         ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
         left = epochs_left(so_far, budget)
-        if left != 0 and ladder.may_go_on(trial):
-            reserved = rules.next_stop(trial)
+        if left != 0 and ladder.may_go_on(own):
+            reserved = rules.next_stop(own)
             if left is not None:
-                reserved = min(reserved, len(epoch_records(trial)) + left)
+                reserved = min(reserved, trained + left)
             joined.storage.rdb.write_trial(
-                trial_id(trial),
+                trial_id(own),
                 user_attrs={EPOCHS_RESERVED: reserved},
                 expected=(TrialState.RUNNING, {CLAIM: asked.trial.system_attrs[CLAIM]}),
             )
             return replace(asked, epochs_reserved=reserved)
-        if ladder.is_hopeless(trial):
+        if ladder.is_hopeless(own):
             return replace(asked, stop_reason="hopeless")
         put_back(joined, asked.trial)
         return None

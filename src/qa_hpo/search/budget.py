@@ -200,9 +200,10 @@ def next_step(
         return ended
     out_of_time = budget.hours is not None and so_far.hours >= budget.hours
     ladder = None
-    if rules is not None and so_far.paused and not so_far.begun and not out_of_time:
+    if rules is not None and so_far.paused and not out_of_time:
         ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
-        if resumed := _resumed(NextStep(BudgetStep.ASK, so_far, left), ladder):
+        resumed = _resumed(NextStep(BudgetStep.ASK, so_far, left), ladder)
+        if resumed is not None and not so_far.begun:
             return resumed
     if cause := _why_wait(so_far, budget, left):
         step = NextStep(BudgetStep.WAIT, so_far, left, cause)
@@ -212,9 +213,7 @@ def next_step(
         if finals and evaluation is not None and budget.trials is not None:
             step = _with_finals(step, trials, budget.trials, evaluation)
     if ladder is not None and step.step is not BudgetStep.ASK and not so_far.running:
-        # No other trial comes that they could be compared with.
-        last = ladder.paused[-1].number
-        return NextStep(BudgetStep.ASK, so_far, 0, resume=last, stop_reason="hopeless")
+        return _ended(NextStep(BudgetStep.ASK, so_far, left), ladder)
     return step
 
 
@@ -243,7 +242,8 @@ def most_trials(
     if left is not None:
         there = len({lineage_number(trial) for trial in trials})
         least = rules.rungs[0] if rules.rungs else rules.horizon
-        limits.append(there + left // least)
+        # What is reserved may be left over, by trials that end early.
+        limits.append(there + (left + so_far.reserved) // least)
     return min(limits, default=None)
 
 
@@ -253,6 +253,19 @@ def _resumed(asking: NextStep, ladder: Ladder) -> NextStep | None:
         return replace(asking, resume=ended.number, stop_reason="hopeless", epochs_left=0)
     promoted = None if asking.epochs_left == 0 else ladder.promoted()
     return None if promoted is None else replace(asking, resume=promoted.number)
+
+
+def _ended(asking: NextStep, ladder: Ladder) -> NextStep:
+    """Return which trial at a rung is taken when no other comes that they could be compared with.
+
+    The best at a rung goes on, even where too few have come as far for anyone to be promoted: else
+    a small study would end with no trial trained to the end.
+    """
+    leader = next((trial for trial in ladder.paused if ladder.leads(trial)), None)
+    if leader is not None:
+        return replace(asking, resume=leader.number)
+    last = ladder.paused[-1].number
+    return replace(asking, resume=last, stop_reason="hopeless", epochs_left=0)
 
 
 def _with_finals(

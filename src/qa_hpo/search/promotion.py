@@ -148,7 +148,11 @@ class Ladder:
 
     def may_go_on(self, trial: FrozenTrial) -> bool:
         """Return whether a trial at a rung is among the best of those that have come as far."""
-        ranks = self._ranks(len(epoch_records(trial)))
+        return self.is_among_best(trial, len(epoch_records(trial)))
+
+    def is_among_best(self, trial: FrozenTrial, rung: int) -> bool:
+        """Return whether a trial was, at a rung that it has reached, among the best so far."""
+        ranks = self._ranks(rung)
         return ranks[trial.number] < len(ranks) // self.rules.reduction_factor
 
     def hopeless(self) -> FrozenTrial | None:
@@ -156,11 +160,19 @@ class Ladder:
         return next((trial for trial in reversed(self.paused) if self.is_hopeless(trial)), None)
 
     def is_hopeless(self, trial: FrozenTrial) -> bool:
-        """Return whether too many trials are ahead of one at a rung for it ever to go on."""
+        """Return whether too many trials are ahead of one at a rung for it ever to go on.
+
+        Unless trials that are ahead fail for good later, which nobody can know. The best at a rung
+        is not hopeless, however few trials there can be.
+        """
         if self._most is None:
             return False
         rank = self._ranks(len(epoch_records(trial)))[trial.number]
-        return rank >= self._most // self.rules.reduction_factor
+        return rank >= max(1, self._most // self.rules.reduction_factor)
+
+    def leads(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial at a rung is the best of those that have come as far."""
+        return self._ranks(len(epoch_records(trial)))[trial.number] == 0
 
     def _ranks(self, rung: int) -> dict[int, int]:
         """Return how many are ahead of each trial that has come as far as a rung, by its number.

@@ -15,7 +15,7 @@ from qa_hpo.search.learning import by_rank
 from qa_hpo.search.promotion import Rules
 from qa_hpo.search.sampling import PerTrialTPESampler, derived_seed
 from qa_hpo.search.space import SearchSpace
-from qa_hpo.search.trials import epoch_records
+from qa_hpo.search.trials import FORGETTING, epoch_records
 
 __all__ = ["propose"]
 
@@ -64,25 +64,30 @@ def propose(
 def _as_sampled(joined: JoinedStudy, trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
     """Return what the sampler is shown: the study's trials as they compare, and prior ones."""
     if Rules.of(joined.file) is not None:
-        trials = [_as_far(trial) for trial in trials]
+        most = joined.file.constraints.max_forgetting
+        trials = [_as_far(trial, most) for trial in trials]
     if not joined.prior:
         return trials
     return [*joined.prior, *by_rank(trials, joined.file.study.objectives)]
 
 
-def _as_far(trial: FrozenTrial) -> FrozenTrial:
+def _as_far(trial: FrozenTrial, most: float | None) -> FrozenTrial:
     """Return an unfinished trial as if it had ended with the epochs that it has.
 
     Samplers look at what has finished, and take what runs for bad, so that workers do not all try
     the same. Where trials are promoted, most of those with a result wait for more, and the ones
-    that run further are the good ones.
+    that run further are the good ones. Of what they forget, ``most`` points are allowed.
     """
     records = epoch_records(trial)
     if trial.state.is_finished() or not records:
         return trial
     seeming = copy.copy(trial)  # the storage keeps trials as it has read them
     seeming.state = TrialState.PRUNED
-    seeming.values = [max(record.get("best_f1") or 0.0 for record in records)]
+    best = max(records, key=lambda record: record.get("best_f1") or 0.0)
+    seeming.values = [best.get("best_f1") or 0.0]
+    if most is not None:
+        beyond = (best.get("old_task_drop") or 0.0) - most
+        seeming.system_attrs = {**trial.system_attrs, FORGETTING: beyond}
     return seeming
 
 

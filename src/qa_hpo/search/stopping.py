@@ -39,13 +39,14 @@ class StoppingRules:
             asked: The trial.
             records: Its epochs so far, the newest reported.
         """
-        if asked.stop_reason is not None:
-            return asked.stop_reason
         epoch = records[-1].epoch
         if epoch >= asked.parameters.epochs:
             return None
+        # First, since it may have been decided by a worker that died before it could tell.
         if (reason := self._on_its_merits(asked, records)) is not None:
             return reason
+        if asked.stop_reason is not None:
+            return asked.stop_reason
         out_of_epochs = epoch >= asked.epochs_reserved and not self._is_rung(asked, epoch)
         out_of_time = time_is_up(self.joined.optuna_study, self.joined.file.budget)
         return "budget" if out_of_epochs or out_of_time else None
