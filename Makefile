@@ -45,7 +45,6 @@ soak: $(VENV)/.dev
 
 ## bench-search: search strategies beside each other, replayed on recorded learning curves
 bench-search: $(VENV)/.dev
-	@$(PIP) -e '.[dev,bench]'
 	$(BIN)/python -m bench search
 
 ## bench-retention: what each retention method keeps of an old task, and what it costs

@@ -298,7 +298,7 @@ def _mean(values: np.ndarray) -> str:
 
 def draw(outcomes: dict[tuple[str, int], Outcome], workers: Sequence[int]) -> None:
     """Draw the mean best F1 against epochs, a panel for each number of workers."""
-    import matplotlib as mpl  # noqa: PLC0415  (an extra)
+    import matplotlib as mpl  # noqa: PLC0415  (takes a second to import)
 
     mpl.use("svg")
     import matplotlib.pyplot as plt  # noqa: PLC0415

@@ -216,7 +216,6 @@ def test_ratios_of_medians():
 
 
 def test_the_page(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="the plot is made by an extra")
     monkeypatch.setattr(strategies, "EPOCHS", 36)
     monkeypatch.setattr(strategies, "BUDGETS", (12, 24))
     monkeypatch.setattr(strategies, "TOP_K_BUDGETS", (12, 24, 36))

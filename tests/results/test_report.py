@@ -488,7 +488,8 @@ def test_the_storage_and_its_secrets_are_not_told(full: ReportStudy, html: str):
         assert "hunter2" not in text
     (toml,) = Page.of(html).texts["pre"]
     file = tomllib.loads(toml)
-    assert file["study"] == {"name": "demo", "seed": 3, "objectives": ["best_f1"]}
+    own = {"name": "demo", "seed": 3, "objectives": ["best_f1"], "learn_from": []}
+    assert file["study"] == own
     assert file["starts"]["base"] == HOSTILE["link"]
 
 

@@ -47,6 +47,7 @@ def test_a_study_is_self_contained(storage: StudyStorage):
         "name": "demo",
         "seed": 3,
         "objectives": ["best_f1"],
+        "learn_from": [],
     }
     assert "s3cr3t" not in json.dumps(attributes)
     assert attributes["data"] == FINGERPRINTS

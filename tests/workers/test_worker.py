@@ -41,6 +41,7 @@ from qa_hpo.results.select import exported_trial, run_config
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
+from qa_hpo.search.stopping import StoppingRules
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study, load_study
 from qa_hpo.search.trials import epoch_records
@@ -410,15 +411,15 @@ def test_a_worker_told_to_end_hands_its_trial_back(place: Place, number: int) ->
 
 def test_an_interrupt_hands_the_trial_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.create(**LONG)
-    own = Objective.stop_reason
+    own = StoppingRules.reason
 
-    def interrupted(self: Objective, asked: Any, records: list[Any]) -> str | None:
+    def interrupted(self: StoppingRules, asked: Any, records: list[Any]) -> str | None:
         if len(records) == 2:
             raise KeyboardInterrupt
         return own(self, asked, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "stop_reason", interrupted)
+        patch.setattr(StoppingRules, "reason", interrupted)
         with pytest.raises(KeyboardInterrupt):
             work("tiny", place.url)
     (trial,) = place.trials()
