@@ -417,12 +417,12 @@ def test_promotion_that_is_begun_again_is_the_same(
     rules = StoppingRules(joined)
     once = StudyStorage.locked
     twice = lambda self, name, work: (once(self, name, work), once(self, name, work))[1]  # noqa: E731
-    first, second = asked(joined), asked(joined)
+    first, second, _ = asked(joined), asked(joined), asked(joined)
     tell(joined, first, measured(1, 50.0))
     tell(joined, second, measured(1, 60.0))
     with monkeypatch.context() as patch:
         patch.setattr(StudyStorage, "locked", twice)
-        # The one epoch to the next rung is its own, not spent already.
+        # The last epoch there is, to the next rung, is its own and not spent already.
         promoted = go_on(joined, second)
         waiting = go_on(joined, first)
     assert promoted is not None
@@ -430,8 +430,8 @@ def test_promotion_that_is_begun_again_is_the_same(
     assert waiting is None
     assert rules.after(promoted, [measured(1, 60.0)])[1] is None
     states = [trial.state for trial in joined.optuna_study.get_trials(deepcopy=False)]
-    assert states == [WAITING, RUNNING]
-    assert spent(joined.optuna_study, rules=Rules.of(joined.file)).reserved == 1
+    assert states == [WAITING, RUNNING, RUNNING]
+    assert spent(joined.optuna_study, rules=Rules.of(joined.file)).reserved == 2
 
 
 # ---------------------------------------------------------------------------- budgets
@@ -508,22 +508,23 @@ def test_failures_do_not_end_a_study_that_gets_somewhere(
             hand_back(joined, one.trial)
         else:
             fail(joined, one.trial, "oom", "no memory")
-    assert ask(joined).step is BudgetStep.ASK
+    best = asked(joined)
+    assert best.trial.number == 3
+    hand_back(joined, best.trial)
     teller = printing._Teller(joined, cast("Any", NoLauncher()), printing.console())
     now = teller.tell(live=False)
     assert not teller.over  # whoever watches would end the workers
     assert now is not None
-    assert (now.spent.failed, now.spent.paused, now.spent.waiting) == (3, 3, 0)
-    # The best of the four has gone on, and runs.
-    assert headline(now) == "0 of 20 trials, 0 pruned, 3 waiting at a rung, 3 failed"
+    assert (now.spent.failed, now.spent.paused, now.spent.waiting) == (3, 4, 0)
+    assert headline(now) == "0 of 20 trials, 0 pruned, 4 waiting at a rung, 3 failed"
     assert now.as_dict()["at_a_rung"] == [
-        {"number": number, "epoch": 1, "epochs": 4, "f1": 40.0 + number} for number in (2, 1, 0)
+        {"number": number, "epoch": 1, "epochs": 4, "f1": 40.0 + number} for number in (3, 2, 1, 0)
     ]
     teller.tell(live=False)
     told = capsys.readouterr().out.splitlines()
     assert [line for line in told if "rung" in line] == [
         f"trial {number} waits at a rung, epoch 1 of 4: best F1 {40 + number}.00"
-        for number in (2, 1, 0)
+        for number in (3, 2, 1, 0)
     ]
 
 
