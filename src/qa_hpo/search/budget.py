@@ -190,14 +190,8 @@ def next_step(
         return NextStep(BudgetStep.SPENT, so_far, left, cause, failing=True)
     if cause := _why_spent(so_far, budget, left):
         room = budget.trials is None or so_far.trials < budget.trials
-        ended = NextStep(BudgetStep.SPENT, so_far, left, cause)
-        if so_far.begun and room:
-            # Somebody finishes what was interrupted, with what it has.
-            ended = NextStep(BudgetStep.ASK, so_far, 0)
-        elif so_far.paused and room and rules is not None:
-            number = Ladder(rules, trials).paused[-1].number
-            ended = NextStep(BudgetStep.ASK, so_far, 0, resume=number, stop_reason="budget")
-        return ended
+        finishing = _finishing(so_far, trials, rules) if room else None
+        return finishing or NextStep(BudgetStep.SPENT, so_far, left, cause)
     out_of_time = budget.hours is not None and so_far.hours >= budget.hours
     ladder = None
     if rules is not None and so_far.paused and not out_of_time:
@@ -245,6 +239,18 @@ def most_trials(
         # What is reserved may be left over, by trials that end early.
         limits.append(there + (left + so_far.reserved) // least)
     return min(limits, default=None)
+
+
+def _finishing(
+    so_far: Spent, trials: Sequence[FrozenTrial], rules: Rules | None
+) -> NextStep | None:
+    """Return how somebody finishes with what it has a trial that was interrupted, or waits."""
+    if so_far.begun:
+        return NextStep(BudgetStep.ASK, so_far, 0)
+    if so_far.paused and rules is not None:
+        number = Ladder(rules, trials).paused[-1].number
+        return NextStep(BudgetStep.ASK, so_far, 0, resume=number, stop_reason="budget")
+    return None
 
 
 def _resumed(asking: NextStep, ladder: Ladder) -> NextStep | None:
