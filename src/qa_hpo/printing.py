@@ -15,12 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from qa_hpo.errors import MissingStudyError, OutageError, StorageError
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
 from qa_hpo.search.asking import release_trials
-from qa_hpo.search.budget import BudgetStep, next_step
+from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.promotion import Rules
 from qa_hpo.search.retrying import first_line
 from qa_hpo.search.storage import mask
-from qa_hpo.search.study import FORGIVEN, told_if_gone
+from qa_hpo.search.study import foreseen, told_if_gone
 from qa_hpo.search.trials import DOING
 from qa_hpo.workers.launcher import Death, Launcher
 
@@ -240,16 +239,7 @@ class _Teller:
         if not live:
             self._epochs(now)
             self._pauses(now)
-        study = self.joined.optuna_study
-        forgiven = study.user_attrs.get(FORGIVEN, 0)
-        file = self.joined.file
-        step = next_step(
-            study,
-            file.budget,
-            evaluation=file.evaluation,
-            forgiven=forgiven,
-            rules=Rules.of(file),
-        )
+        step = foreseen(self.joined)
         # When hours are spent, or trials fail, others may still be at their last epoch.
         self.over = step.step is BudgetStep.SPENT and not step.spent.running
         return now

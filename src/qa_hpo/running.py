@@ -20,12 +20,11 @@ from qa_hpo.paths import CONFIG_NAME, CachePaths, StudyPaths
 from qa_hpo.printing import print_epoch, print_line, print_preflight, tell_deaths, watch
 from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.search.artifacts import open_store
-from qa_hpo.search.budget import BudgetStep, next_step
+from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.promotion import Rules
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import FORGIVEN, create_study, load_study, told_if_gone
+from qa_hpo.search.study import create_study, foreseen, load_study, told_if_gone
 from qa_hpo.workers.launcher import Job, Launcher, signals_held
 from qa_hpo.workers.options import LaunchOptions, make_launcher
 
@@ -159,15 +158,7 @@ def _told_to_end_by_signals() -> Iterator[None]:
 
 def _spent(joined: JoinedStudy) -> bool:
     with told_if_gone(joined):
-        forgiven = joined.optuna_study.user_attrs.get(FORGIVEN, 0)
-        file, study = joined.file, joined.optuna_study
-        step = next_step(
-            study,
-            file.budget,
-            evaluation=file.evaluation,
-            forgiven=forgiven,
-            rules=Rules.of(file),
-        )
+        step = foreseen(joined)
     return step.step is BudgetStep.SPENT and not step.failing
 
 

@@ -18,10 +18,11 @@ from optuna.trial import TrialState
 from qa_hpo.config import Budget, StudyFile, parse_study
 from qa_hpo.errors import MissingStudyError, StorageError, StudyFileError
 from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, versions
-from qa_hpo.search.budget import spent
+from qa_hpo.search.budget import NextStep, next_step, spent
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.learning import learnt_from, prior_trials
+from qa_hpo.search.promotion import Rules
 from qa_hpo.search.pruning import make_pruner
 from qa_hpo.search.sampling import PerTrialTPESampler
 from qa_hpo.search.space import SearchSpace
@@ -38,6 +39,7 @@ __all__ = [
     "JoinedStudy",
     "check_fingerprints",
     "create_study",
+    "foreseen",
     "load_study",
     "set_budget",
     "told_if_gone",
@@ -169,6 +171,21 @@ def told_if_gone(joined: JoinedStudy) -> Iterator[None]:
         raise MissingStudyError(
             f"{joined.storage.shown}: study {name!r} was deleted or renamed"
         ) from None
+
+
+def foreseen(joined: JoinedStudy) -> NextStep:
+    """Return what a worker that asked now would be told, by the study as it was joined.
+
+    Whoever only watches asks this: without the study's lock, and without taking a trial.
+    """
+    file, study = joined.file, joined.optuna_study
+    return next_step(
+        study,
+        file.budget,
+        evaluation=file.evaluation,
+        forgiven=study.user_attrs.get(FORGIVEN, 0),
+        rules=Rules.of(file),
+    )
 
 
 def set_budget(joined: JoinedStudy, budget: Budget) -> JoinedStudy:
