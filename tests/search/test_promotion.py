@@ -174,12 +174,12 @@ def test_who_is_hopeless_is_never_promoted(
     given_up: set[int] = set()
     for number in order[:most]:
         there.append(a_trial(number, [float(scores[number])], [float(losses[number])]))
-        ladder = Ladder(rules, there, most)
+        ladder = Ladder(rules, there)
         for trial in there:
             if trial.number in given_up:
                 assert not ladder.may_go_on(trial)
-                assert ladder.is_hopeless(trial)
-            if ladder.is_hopeless(trial):
+                assert ladder.is_hopeless(trial, most)
+            if ladder.is_hopeless(trial, most):
                 given_up.add(trial.number)
     # And nobody is given up who could be promoted: the better ones would be behind as well.
     assert len(there) - len(given_up) == max(1, most // factor)
@@ -187,13 +187,17 @@ def test_who_is_hopeless_is_never_promoted(
 
 def test_nobody_is_hopeless_where_nobody_knows_how_many_come():
     trials = [a_trial(number, [float(number)]) for number in range(9)]
-    assert Ladder(RULES, trials).hopeless() is None
-    ended = Ladder(RULES, trials, 10).hopeless()
+    assert Ladder(RULES, trials).hopeless(None) is None
+    ended = Ladder(RULES, trials).hopeless(10)
     assert ended is not None
     assert ended.number == 0
 
 
 # ---------------------------------------------------------------------------- whole studies
+
+
+def _ladder(joined: JoinedStudy) -> Ladder | None:
+    return Ladder.of(joined.file, joined.optuna_study.get_trials(deepcopy=False))
 
 
 class Watch:
@@ -368,7 +372,7 @@ def test_a_worker_that_ends_at_a_rung_loses_nothing(storage: StudyStorage, how: 
     records.append(measured(2, 52.0))
     tell(joined, again, records[1])
     assert rules.after(again, records)[1] == PAUSED
-    so_far = spent(joined.optuna_study, rules=Rules.of(joined.file))
+    so_far = spent(joined.optuna_study, ladder=_ladder(joined))
     assert (so_far.paused, so_far.waiting, so_far.running, so_far.epochs) == (2, 0, 0, 3)
     latest = joined.optuna_study.get_trials(deepcopy=False)[-1]
     assert [record["epoch"] for record in epoch_records(latest)] == [1, 2]
@@ -431,7 +435,7 @@ def test_promotion_that_is_begun_again_is_the_same(
     assert rules.after(promoted, [measured(1, 60.0)])[1] is None
     states = [trial.state for trial in joined.optuna_study.get_trials(deepcopy=False)]
     assert states == [WAITING, RUNNING, RUNNING]
-    assert spent(joined.optuna_study, rules=Rules.of(joined.file)).reserved == 2
+    assert spent(joined.optuna_study, ladder=_ladder(joined)).reserved == 2
 
 
 # ---------------------------------------------------------------------------- budgets
@@ -446,13 +450,13 @@ def test_what_is_reserved_may_come_back():
         a_trial(3, [50.0]),
     ]
     study, budget = optuna.create_study(), Budget(epochs=12)
-    so_far = spent(study, trials=trials, rules=RULES)
+    so_far = spent(study, trials=trials, ladder=Ladder(RULES, trials))
     assert (so_far.epochs, so_far.reserved, so_far.paused) == (4, 8, 2)
     # All else is reserved; but eight more trials come if both baselines diverge.
     assert most_trials(so_far, budget, trials, RULES) == 4 + 8
     assert most_trials(so_far, Budget(epochs=12, trials=6), trials, RULES) == 6
     assert most_trials(so_far, Budget(hours=1), trials, RULES) is None
-    step = next_step(study, budget, trials=trials, rules=RULES)
+    step = next_step(study, budget, trials=trials, ladder=Ladder(RULES, trials))
     assert (step.step, step.resume) == (BudgetStep.WAIT, None)
 
 

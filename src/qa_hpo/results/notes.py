@@ -17,7 +17,7 @@ from qa_hpo.results.note_words import NONE, escaped, table, trial_link, two_digi
 from qa_hpo.search.budget import Spent, spent
 from qa_hpo.search.failures import Cause, is_retried, lineages
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.promotion import Rules
+from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.pruning import STOP_REASONS, is_control
 from qa_hpo.search.trials import (
     BASELINE,
@@ -42,7 +42,7 @@ def study_note(joined: JoinedStudy, board: Leaderboard) -> str:
     """Return the note of a study: how it stands, what it searches, and how to read its pages."""
     trials = joined.optuna_study.get_trials(deepcopy=False)
     parts = [f"# {escaped(board.study)}", *_standing(joined, board)]
-    used = spent(joined.optuna_study, trials=trials, rules=Rules.of(joined.file))
+    used = spent(joined.optuna_study, trials=trials, ladder=Ladder.of(joined.file, trials))
     parts += ["## Progress", _progress(trials, used, joined)]
     leading = [row for row in board.trials if competes(row)]
     if leading:

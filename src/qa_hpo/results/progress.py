@@ -137,8 +137,8 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
     """Return how a study stands."""
     now = now or datetime.now()  # Optuna stores local times without a zone
     trials = joined.optuna_study.get_trials(deepcopy=False)
-    rules = Rules.of(joined.file)
-    used = spent(joined.optuna_study, now=now, trials=trials, rules=rules)
+    ladder = Ladder.of(joined.file, trials)
+    used = spent(joined.optuna_study, now=now, trials=trials, ladder=ladder)
     budget = joined.file.budget
     ranked = finished_trials(joined)
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
@@ -154,9 +154,7 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
         busy=[_busy(joined, trial, now) for trial in running],
         best=ranked[0] if ranked else None,
         seconds_left=left,
-        paused=tuple(_paused(rules, trial) for trial in Ladder(rules, trials).paused)
-        if rules is not None
-        else (),
+        paused=tuple(_paused(ladder.rules, trial) for trial in ladder.paused) if ladder else (),
     )
 
 

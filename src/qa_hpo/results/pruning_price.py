@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.promotion import Ladder, Rules
+from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.pruning import as_number, is_control, overfits
 from qa_hpo.search.trials import (
     REPEAT_OF,
@@ -100,9 +100,8 @@ def pruning_price(joined: JoinedStudy) -> PruningPrice:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     pruned = [t for t in trials if t.user_attrs.get(STOP_REASON) not in {None, "budget"}]
     saved = sum(_left(joined, trial) for trial in pruned)
-    rules = Rules.of(file)
     # Beside all trials, failed and running ones as well: they have come as far as they have.
-    ladder = None if rules is None else Ladder(rules, study.get_trials(deepcopy=False))
+    ladder = Ladder.of(file, study.get_trials(deepcopy=False))
     controls = [
         _control(joined, trial, ladder)
         for trial in trials

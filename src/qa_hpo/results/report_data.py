@@ -18,7 +18,7 @@ from qa_hpo.search.budget import BEGUN, Spent, spent
 from qa_hpo.search.failures import Cause
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import read_answers
-from qa_hpo.search.promotion import Rules
+from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.storage import mask
 from qa_hpo.search.study import DATA, VERSIONS
 from qa_hpo.search.trials import (
@@ -246,7 +246,7 @@ def _origin(
         begun=_begun(attributes, trials),
         ended=max((_utc(t.datetime_complete) for t in trials if t.datetime_complete), default=None),
         workers=len({trial.user_attrs[WORKER] for trial in trials if WORKER in trial.user_attrs}),
-        spent=spent(joined.optuna_study, trials=trials, rules=Rules.of(joined.file)),
+        spent=spent(joined.optuna_study, trials=trials, ladder=Ladder.of(joined.file, trials)),
         failures=tuple(_failure(joined, by_number[number]) for number in failed),
         retried=len(gone) - len(failed),
         tested=tested.get(winner),

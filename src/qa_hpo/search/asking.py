@@ -30,7 +30,7 @@ from qa_hpo.search.budget import (
     spent,
 )
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.promotion import Ladder, Rules
+from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.proposing import propose
 from qa_hpo.search.recovering import (
     CLAIM,
@@ -112,20 +112,21 @@ def ask(joined: JoinedStudy, *, worker: str | None = None) -> Asked | NextStep:
         trials = set_right(joined, mark)
         # As it is now: another run may have changed it.
         stored = parse_study(attributes[STUDY_FILE], f"study {name!r}")
+        ladder = Ladder.of(joined.file, trials)
         step = next_step(
             joined.optuna_study,
             stored.budget,
             evaluation=stored.evaluation,
             forgiven=attributes.get(FORGIVEN, 0),
             trials=trials,
-            rules=Rules.of(joined.file),
+            ladder=ladder,
         )
         if step.step is not BudgetStep.ASK:
             return step
         if BEGUN not in attributes:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             joined.optuna_study.set_user_attr(BEGUN, now)
-        return _hand_out(joined, trials, step, worker, mark)
+        return _hand_out(joined, trials, step, worker, mark, ladder)
 
     return joined.storage.locked(name, asking)
 
@@ -176,18 +177,17 @@ def go_on(joined: JoinedStudy, asked: Asked) -> Asked | None:
         if not is_ours(joined, asked.trial):
             raise LostTrialError(f"trial {asked.trial.number} was taken over by another worker")
         assert own is not None
-        rules = Rules.of(joined.file)
-        assert rules is not None
+        ladder = Ladder.of(joined.file, trials)
+        assert ladder is not None
         budget = parse_study(joined.optuna_study.user_attrs[STUDY_FILE], "the study").budget
-        so_far = spent(joined.optuna_study, trials=trials, rules=rules)
+        so_far = spent(joined.optuna_study, trials=trials, ladder=ladder)
         # Begun again, it may have been promoted already: what it has reserved then is its own.
         trained = len(epoch_records(own))
         mine = max(0, own.user_attrs.get(EPOCHS_RESERVED, 0) - trained)
         so_far = replace(so_far, reserved=so_far.reserved - mine)
-        ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
         left = epochs_left(so_far, budget)
         if left != 0 and ladder.may_go_on(own):
-            reserved = rules.next_stop(own)
+            reserved = ladder.rules.next_stop(own)
             if left is not None:
                 reserved = min(reserved, trained + left)
             joined.storage.rdb.write_trial(
@@ -196,7 +196,7 @@ def go_on(joined: JoinedStudy, asked: Asked) -> Asked | None:
                 expected=(TrialState.RUNNING, {CLAIM: asked.trial.system_attrs[CLAIM]}),
             )
             return replace(asked, epochs_reserved=reserved)
-        if ladder.is_hopeless(own):
+        if ladder.is_hopeless(own, most_trials(so_far, budget, trials, ladder.rules)):
             return replace(asked, stop_reason="hopeless")
         put_back(joined, asked.trial)
         return None
@@ -244,9 +244,9 @@ def _hand_out(
     step: NextStep,
     worker: str | None,
     mark: str,
+    ladder: Ladder | None,
 ) -> Asked:
-    rules = Rules.of(joined.file)
-    trial = _popped(joined, trials, mark, step, rules)
+    trial = _popped(joined, trials, mark, step, ladder)
     if trial is None:
         new = _new_trial(trials, step.repeat, mark)
         new.state, new.datetime_start = TrialState.RUNNING, datetime.now()
@@ -261,7 +261,7 @@ def _hand_out(
     else:
         chosen = propose(joined, trial, trials)
         parameters = joined.space.parameters_of(chosen)
-    reserved = parameters.epochs if rules is None else rules.next_stop(trial)
+    reserved = parameters.epochs if ladder is None else ladder.rules.next_stop(trial)
     if step.epochs_left is not None:
         reserved = min(reserved, len(epoch_records(trial)) + step.epochs_left)
     params = {name: (value, joined.space.distributions[name]) for name, value in chosen.items()}
@@ -308,7 +308,7 @@ def _popped(
     trials: list[FrozenTrial],
     mark: str,
     step: NextStep,
-    rules: Rules | None,
+    ladder: Ladder | None,
 ) -> FrozenTrial | None:
     """Return the first trial in the queue, which now runs, or the one that leaves its rung.
 
@@ -317,8 +317,8 @@ def _popped(
     waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
     if step.resume is not None:
         waiting = [trial for trial in waiting if trial.number == step.resume]
-    elif rules is not None:
-        paused = {trial.number for trial in Ladder(rules, trials).paused}
+    elif ladder is not None:
+        paused = {trial.number for trial in ladder.paused}
         waiting = [trial for trial in waiting if trial.number not in paused]
     if not waiting:
         return None

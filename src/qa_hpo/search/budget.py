@@ -108,7 +108,7 @@ def spent(
     *,
     now: datetime | None = None,
     trials: Sequence[FrozenTrial] | None = None,
-    rules: Rules | None = None,
+    ladder: Ladder | None = None,
 ) -> Spent:
     """Return what ``study`` has spent.
 
@@ -116,7 +116,7 @@ def spent(
         study: The study.
         now: The time, by this host's clock; without a zone, it is the local one.
         trials: The study's trials, if they are at hand.
-        rules: How it promotes trials, if it does.
+        ladder: Where they stand, if the study promotes them.
     """
     if trials is None:
         trials = study.get_trials(deepcopy=False)
@@ -124,7 +124,7 @@ def spent(
     latest = {lineage_number(trial): trial for trial in trials}  # by number: a retry comes later
     epochs = {number: len(epoch_records(trial)) for number, trial in latest.items()}
     retried = awaiting_retry(trials)
-    paused = {trial.number for trial in Ladder(rules, trials).paused} if rules else set()
+    paused = {trial.number for trial in ladder.paused} if ladder else set()
     queued = [
         trial
         for trial in trials
@@ -157,7 +157,7 @@ def next_step(
     forgiven: int = 0,
     now: datetime | None = None,
     trials: Sequence[FrozenTrial] | None = None,
-    rules: Rules | None = None,
+    ladder: Ladder | None = None,
 ) -> NextStep:
     """Return whether a worker takes a trial, waits or ends. Ask under the study's lock.
 
@@ -177,11 +177,11 @@ def next_step(
         forgiven: Failed trials that do not count, because the study was continued after them.
         now: The time, by this host's clock.
         trials: The study's trials, if they are at hand.
-        rules: How it promotes trials, if it does.
+        ladder: Where they stand, if the study promotes them.
     """
     if trials is None:
         trials = study.get_trials(deepcopy=False)
-    so_far = spent(study, now=now, trials=trials, rules=rules)
+    so_far = spent(study, now=now, trials=trials, ladder=ladder)
     left = epochs_left(so_far, budget)
     failed = so_far.failed - forgiven
     got_somewhere = so_far.trials + so_far.paused
@@ -190,13 +190,13 @@ def next_step(
         return NextStep(BudgetStep.SPENT, so_far, left, cause, failing=True)
     if cause := _why_spent(so_far, budget, left):
         room = budget.trials is None or so_far.trials < budget.trials
-        finishing = _finishing(so_far, trials, rules) if room else None
+        finishing = _finishing(so_far, ladder) if room else None
         return finishing or NextStep(BudgetStep.SPENT, so_far, left, cause)
     out_of_time = budget.hours is not None and so_far.hours >= budget.hours
-    ladder = None
-    if rules is not None and so_far.paused and not out_of_time:
-        ladder = Ladder(rules, trials, most_trials(so_far, budget, trials, rules))
-        resumed = _resumed(NextStep(BudgetStep.ASK, so_far, left), ladder)
+    climbing = ladder if so_far.paused and not out_of_time else None
+    if climbing is not None:
+        most = most_trials(so_far, budget, trials, climbing.rules)
+        resumed = _resumed(NextStep(BudgetStep.ASK, so_far, left), climbing, most)
         if resumed is not None and not so_far.begun:
             return resumed
     if cause := _why_wait(so_far, budget, left):
@@ -206,8 +206,8 @@ def next_step(
         finals = evaluation is not None and evaluation.seeds > 1 and not so_far.waiting
         if finals and evaluation is not None and budget.trials is not None:
             step = _with_finals(step, trials, budget.trials, evaluation)
-    if ladder is not None and step.step is not BudgetStep.ASK and not so_far.running:
-        return _ended(NextStep(BudgetStep.ASK, so_far, left), ladder)
+    if climbing is not None and step.step is not BudgetStep.ASK and not so_far.running:
+        return _ended(NextStep(BudgetStep.ASK, so_far, left), climbing)
     return step
 
 
@@ -241,21 +241,19 @@ def most_trials(
     return min(limits, default=None)
 
 
-def _finishing(
-    so_far: Spent, trials: Sequence[FrozenTrial], rules: Rules | None
-) -> NextStep | None:
+def _finishing(so_far: Spent, ladder: Ladder | None) -> NextStep | None:
     """Return how somebody finishes with what it has a trial that was interrupted, or waits."""
     if so_far.begun:
         return NextStep(BudgetStep.ASK, so_far, 0)
-    if so_far.paused and rules is not None:
-        number = Ladder(rules, trials).paused[-1].number
+    if so_far.paused and ladder is not None:
+        number = ladder.paused[-1].number
         return NextStep(BudgetStep.ASK, so_far, 0, resume=number, stop_reason="budget")
     return None
 
 
-def _resumed(asking: NextStep, ladder: Ladder) -> NextStep | None:
+def _resumed(asking: NextStep, ladder: Ladder, most: int | None) -> NextStep | None:
     """Return which trial at a rung is taken next, or None."""
-    if (ended := ladder.hopeless()) is not None:
+    if (ended := ladder.hopeless(most)) is not None:
         return replace(asking, resume=ended.number, stop_reason="hopeless", epochs_left=0)
     promoted = None if asking.epochs_left == 0 else ladder.promoted()
     return None if promoted is None else replace(asking, resume=promoted.number)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -111,14 +112,10 @@ class Ladder:
     Args:
         rules: How the study promotes.
         trials: All its trials, as they were read under the study's lock.
-        most: As many trials can there ever be, those there are included; None if nobody knows.
     """
 
-    def __init__(
-        self, rules: Rules, trials: Sequence[FrozenTrial], most: int | None = None
-    ) -> None:
+    def __init__(self, rules: Rules, trials: Sequence[FrozenTrial]) -> None:
         self.rules = rules
-        self._most = most
         self._by_rung: dict[int, dict[int, int]] = {}
         # Of each trial the latest attempt; one that failed for good is out of the comparison.
         self._trials = [
@@ -126,6 +123,13 @@ class Ladder:
             for own in lineages(trials).values()
             if own[-1].state is not TrialState.FAIL or is_retried(own)
         ]
+        self._records = {trial.number: epoch_records(trial) for trial in self._trials}
+
+    @classmethod
+    def of(cls, file: StudyFile, trials: Sequence[FrozenTrial]) -> "Ladder | None":
+        """Return where a study's trials stand, or None if it does not promote."""
+        rules = Rules.of(file)
+        return None if rules is None else cls(rules, trials)
 
     @cached_property
     def paused(self) -> list[FrozenTrial]:
@@ -155,20 +159,28 @@ class Ladder:
         ranks = self._ranks(rung)
         return ranks[trial.number] < len(ranks) // self.rules.reduction_factor
 
-    def hopeless(self) -> FrozenTrial | None:
-        """Return a waiting trial that cannot be promoted any more, or None."""
-        return next((trial for trial in reversed(self.paused) if self.is_hopeless(trial)), None)
+    def hopeless(self, most: int | None) -> FrozenTrial | None:
+        """Return a waiting trial that cannot be promoted any more, or None.
 
-    def is_hopeless(self, trial: FrozenTrial) -> bool:
+        Args:
+            most: As many trials can there ever be, those there are included; None if nobody knows.
+        """
+        return next((t for t in reversed(self.paused) if self.is_hopeless(t, most)), None)
+
+    def is_hopeless(self, trial: FrozenTrial, most: int | None) -> bool:
         """Return whether too many trials are ahead of one at a rung for it ever to go on.
 
         Unless trials that are ahead fail for good later, which nobody can know. The best at a rung
         is not hopeless, however few trials there can be.
+
+        Args:
+            trial: A trial at a rung.
+            most: As many trials can there ever be, those there are included; None if nobody knows.
         """
-        if self._most is None:
+        if most is None:
             return False
         rank = self._ranks(len(epoch_records(trial)))[trial.number]
-        return rank >= max(1, self._most // self.rules.reduction_factor)
+        return rank >= max(1, most // self.rules.reduction_factor)
 
     def leads(self, trial: FrozenTrial) -> bool:
         """Return whether a trial at a rung is the best of those that have come as far."""
@@ -180,21 +192,23 @@ class Ladder:
         Wherever they are now, they are ranked by what they had reached there.
         """
         if rung not in self._by_rung:
-            as_far = [trial for trial in self._trials if len(epoch_records(trial)) >= rung]
-            as_far.sort(key=lambda trial: _standing(trial, rung))
-            self._by_rung[rung] = {trial.number: rank for rank, trial in enumerate(as_far)}
+            as_far = [
+                (*_standing(records[:rung]), number)
+                for number, records in self._records.items()
+                if len(records) >= rung
+            ]
+            self._by_rung[rung] = {each[-1]: rank for rank, each in enumerate(sorted(as_far))}
         return self._by_rung[rung]
 
 
-def _standing(trial: FrozenTrial, rung: int) -> tuple[float, float, int]:
-    """Return what a trial had reached at a rung, less being better.
+def _standing(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Return what a trial had reached with these epochs, less being better.
 
     By its best F1 so far, which is what it is worth. While a model answers no question yet, all
     have the same F1, and the loss tells more; among equals the earlier trial goes on.
     """
-    records = epoch_records(trial)[:rung]
     scores = [record.get("best_f1") for record in records]
     losses = [record.get("val_loss") for record in records]
     best = max((score for score in scores if score is not None), default=-math.inf)
     loss = min((loss for loss in losses if loss is not None), default=math.inf)
-    return -best, loss, trial.number
+    return -best, loss

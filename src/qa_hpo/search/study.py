@@ -22,7 +22,7 @@ from qa_hpo.search.budget import NextStep, next_step, spent
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.learning import learnt_from, prior_trials
-from qa_hpo.search.promotion import Rules
+from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.pruning import make_pruner
 from qa_hpo.search.sampling import PerTrialTPESampler
 from qa_hpo.search.space import SearchSpace
@@ -179,12 +179,14 @@ def foreseen(joined: JoinedStudy) -> NextStep:
     Whoever only watches asks this: without the study's lock, and without taking a trial.
     """
     file, study = joined.file, joined.optuna_study
+    trials = study.get_trials(deepcopy=False)
     return next_step(
         study,
         file.budget,
         evaluation=file.evaluation,
         forgiven=study.user_attrs.get(FORGIVEN, 0),
-        rules=Rules.of(file),
+        trials=trials,
+        ladder=Ladder.of(file, trials),
     )
 
 
