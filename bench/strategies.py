@@ -37,11 +37,17 @@ EPOCHS = 360
 BUDGETS = (60, 120, 240)
 WITHIN = 0.3
 """So near to the table's best F1, in points, is near enough."""
+LARGE = 1440
+"""The budget in which 64 workers' utilisation is measured: as many epochs for each of them as 16
+have of the other. At the end of a budget workers have nothing left to do, whatever the strategy:
+the share of a search that this takes tells about the budget."""
+LARGE_REPETITIONS = 10
 TOP_K = (1, 3, 5)
-TOP_K_BUDGETS = tuple(range(12, EPOCHS + 1, 12))
+TOP_K_BUDGETS = tuple(range(12, EPOCHS + 1, 6))
 
 _FULL = {"across": "none", "patience": 99}
 _NO_RULE = {"patience": 99, "min_delta": 0.0}
+FACTORS = (3, 4, 6, 10)
 RULE = {"patience": 1, "min_delta": 0.02}
 
 
@@ -59,10 +65,20 @@ STRATEGIES = (
     Strategy("TPE, Hyperband", {"across": "hyperband", **_NO_RULE}),
     Strategy("random, ASHA", _FULL, "random", _halving),
     Strategy("TPE, ASHA", _FULL, "tpe", _halving),
-    Strategy("TPE, promote", {"across": "promote", **_NO_RULE}),
-    Strategy("TPE, promote, overfitting", {"across": "promote", **RULE}),
+    Strategy("TPE, promote 1 of 3", {"across": "promote", "reduction_factor": 3, **_NO_RULE}),
+    *(
+        Strategy(
+            f"TPE, promote 1 of {factor}, overfitting",
+            {"across": "promote", "reduction_factor": factor, **RULE},
+        )
+        for factor in FACTORS
+    ),
 )
-OURS = ("TPE, promote, overfitting", "TPE, promote", "TPE, median, overfitting")
+OURS = (
+    "TPE, median, overfitting",
+    "TPE, promote 1 of 3",
+    *(f"TPE, promote 1 of {factor}, overfitting" for factor in FACTORS),
+)
 """What the package can be set to do; the best of them is its default."""
 PEERS = ("random, ASHA", "TPE, ASHA", *(f"one epoch, then top {k}" for k in TOP_K))
 
@@ -72,16 +88,21 @@ class Outcome:
     """What a strategy came to with so many workers, one value for each repetition.
 
     Attributes:
-        epochs: epochs until it was near enough; infinite where the budget was not enough.
+        near: whether it was near enough after each epoch, (repetitions, EPOCHS).
         regret: for each budget, by how much its best F1 was below the table's, in points.
         utilisation: share of the workers' time in which they trained.
-        curve: best F1 after each epoch, (repetitions, EPOCHS).
+        curve: best F1 after each epoch, (repetitions, EPOCHS); of a search that stopped because it
+            was near enough, what it had then.
     """
 
-    epochs: np.ndarray
+    near: np.ndarray
     regret: dict[int, np.ndarray]
     utilisation: np.ndarray
     curve: np.ndarray
+
+    def epochs(self, share: float = 0.5) -> float:
+        """Epochs after which that share of the searches was near enough; infinite if never."""
+        return float(_first(self.near.mean(axis=0) >= share))
 
 
 def run(pairs: int, *, repetitions: int = REPETITIONS, workers: Sequence[int] = WORKERS) -> Any:
@@ -110,8 +131,10 @@ def run(pairs: int, *, repetitions: int = REPETITIONS, workers: Sequence[int] = 
             outcomes[name, count] = _outcome(mine, curves.best_f1)
     cost = prices(curves)
     draw(outcomes, workers)
+    fields = _fields(outcomes, workers)
+    fields["utilisation_64"] = _utilisation_64(curves, fields["strategy"])
     return {
-        "search": Finding(_fields(outcomes, workers), _body(outcomes, workers, curves)),
+        "search": Finding(fields, _body(outcomes, fields, workers, curves)),
         "pruning_price": Finding(_price_fields(cost), price_table(cost, curves)),
     }
 
@@ -122,30 +145,50 @@ def _curves() -> Curves:
     return Curves(study, read_curves(CURVES / "demo.csv", study))
 
 
+def _utilisation_64(curves: Curves, name: str) -> float:
+    jobs = [(name, seed) for seed in range(LARGE_REPETITIONS)]
+    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+        return round(float(np.mean(list(pool.map(_busy, jobs)))), 4)
+
+
+def _busy(job: tuple[str, int]) -> float:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    name, seed = job
+    (strategy,) = (each for each in STRATEGIES if each.name == name)
+    return simulate(_curves(), strategy, seed=seed, workers=64, epochs=LARGE).utilisation
+
+
 @dataclass(frozen=True)
 class _Found:
-    epochs: float
     best: np.ndarray
     utilisation: float
 
 
 def _search(job: tuple[str, int, int]) -> _Found:
-    """Search once; return when it was near enough, and its best F1 after each epoch."""
+    """Search once; return its best F1 after each epoch."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name, seed, workers = job
     curves = _curves()
-    near = curves.best_f1 - WITHIN
     by_name = {strategy.name: strategy for strategy in STRATEGIES}
     if name in by_name:
-        trace = simulate(curves, by_name[name], seed=seed, workers=workers, epochs=EPOCHS)
-        return _Found(trace.epochs_to(near), _best(trace), trace.utilisation)
+        # As far as anything of it is looked at.
+        trace = simulate(
+            curves,
+            by_name[name],
+            seed=seed,
+            workers=workers,
+            epochs=EPOCHS,
+            until=curves.best_f1 - WITHIN,
+            at_least=max(BUDGETS),
+        )
+        return _Found(_best(trace), trace.utilisation)
     search = partial(top_k, curves, int(name.rsplit(maxsplit=1)[1]), seed=seed, workers=workers)
     # What it tries depends on its budget: there is a search for each.
     traces = [search(epochs=budget) for budget in TOP_K_BUDGETS]
-    reached = (len(t.steps) for t in traces if t.steps[-1].best_f1 >= near)
-    best = np.repeat([t.steps[-1].best_f1 for t in traces], TOP_K_BUDGETS[0])[:EPOCHS]
-    best = np.concatenate([np.full(TOP_K_BUDGETS[0] - 1, np.nan), best])[:EPOCHS]
-    return _Found(next(reached, math.inf), best, traces[-1].utilisation)
+    best = np.full(EPOCHS, np.nan)
+    for budget, trace in zip(TOP_K_BUDGETS, traces, strict=True):
+        best[budget - 1 :] = trace.steps[-1].best_f1
+    return _Found(best, traces[-1].utilisation)
 
 
 def _best(trace: Trace) -> np.ndarray:
@@ -156,7 +199,7 @@ def _best(trace: Trace) -> np.ndarray:
 def _outcome(found: Sequence[_Found], best: float) -> Outcome:
     curve = np.array([each.best for each in found])
     return Outcome(
-        epochs=np.array([each.epochs for each in found]),
+        near=curve >= best - WITHIN,
         regret={budget: best - curve[:, budget - 1] for budget in BUDGETS},
         utilisation=np.array([each.utilisation for each in found]),
         curve=curve,
@@ -166,26 +209,42 @@ def _outcome(found: Sequence[_Found], best: float) -> Outcome:
 def median_ratio(
     ours: np.ndarray, theirs: np.ndarray, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """The ratio of two medians and its 95% interval, by drawing repetitions again.
+    """The ratio of the epochs after which half of the searches were near enough.
 
-    What did not come near enough within the budget counts as the budget: the ratio is then too high
+    Where the budget was not enough for half of them, the budget counts: the ratio is then too high
     where that happened to `theirs`.
+
+    Args:
+        ours: whether each search was near enough after each epoch, (repetitions, epochs).
+        theirs: the same of the other side, whose repetitions have the same seeds.
+        draws: how often repetitions are drawn again.
+
+    Returns:
+        The ratio and its 95% interval.
     """
-    ours, theirs = np.minimum(ours, EPOCHS), np.minimum(theirs, EPOCHS)
     random = np.random.default_rng(0)
     picks = random.integers(len(ours), size=(draws, len(ours)))
-    drawn = np.median(ours[picks], axis=1) / np.median(theirs[picks], axis=1)
+    drawn = [_half(ours[pick]) / _half(theirs[pick]) for pick in picks]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.median(ours) / np.median(theirs)), float(low), float(high)
+    return _half(ours) / _half(theirs), float(low), float(high)
+
+
+def _half(near: np.ndarray) -> float:
+    return min(_first(near.mean(axis=0) >= 0.5), near.shape[1])
+
+
+def _first(reached: np.ndarray) -> float:
+    """After how many epochs it is true for the first time; infinite if never."""
+    return int(reached.argmax()) + 1 if reached.any() else math.inf
 
 
 def best_of(names: Sequence[str], outcomes: dict[tuple[str, int], Outcome], workers: int) -> str:
-    """The one that needs the fewest epochs in the median, and of equals on average."""
+    """The one that needs the fewest epochs in the median, and of equals the nearest on average."""
     return min(
         names,
         key=lambda name: (
-            np.median(outcomes[name, workers].epochs),
-            np.minimum(outcomes[name, workers].epochs, EPOCHS).mean(),
+            outcomes[name, workers].epochs(),
+            outcomes[name, workers].regret[BUDGETS[1]].mean(),
         ),
     )
 
@@ -194,8 +253,8 @@ def _fields(outcomes: dict[tuple[str, int], Outcome], workers: Sequence[int]) ->
     one = 4 if 4 in workers else workers[0]
     ours, peer = best_of(OURS, outcomes, one), best_of(PEERS, outcomes, one)
     mine = outcomes[ours, one]
-    random = median_ratio(mine.epochs, outcomes[RANDOM_FULL, one].epochs)
-    beside = median_ratio(mine.epochs, outcomes[peer, one].epochs)
+    random = median_ratio(mine.near, outcomes[RANDOM_FULL, one].near)
+    beside = median_ratio(mine.near, outcomes[peer, one].near)
     return {
         "strategy": ours,
         "workers": one,
@@ -205,9 +264,6 @@ def _fields(outcomes: dict[tuple[str, int], Outcome], workers: Sequence[int]) ->
         "epochs_vs_best_peer_interval": [round(x, 3) for x in beside[1:]],
         "best_peer": peer,
         "regret_at_budget": {str(b): round(float(r.mean()), 3) for b, r in mine.regret.items()},
-        "utilisation_64": round(float(outcomes[ours, 64].utilisation.mean()), 4)
-        if 64 in workers
-        else None,
     }
 
 
@@ -219,8 +275,12 @@ def _price_fields(cost: Sequence[Price]) -> dict[str, float]:
     }
 
 
-def _body(outcomes: dict[tuple[str, int], Outcome], workers: Sequence[int], curves: Curves) -> str:
-    fields = _fields(outcomes, workers)
+def _body(
+    outcomes: dict[tuple[str, int], Outcome],
+    fields: dict[str, Any],
+    workers: Sequence[int],
+    curves: Curves,
+) -> str:
     near = sum(c.best_f1 >= curves.best_f1 - WITHIN for c in curves.all())
     runs = len(curves.all())
     per = sorted({len(own) for own in curves.runs.values()})
@@ -240,7 +300,7 @@ a simulated clock: `make bench-search`.
 - Curves: {runs} runs of {len(curves.points)} configurations ({per[0]} to {per[-1]} runs each) of
   the demo, {curves.horizon} epochs; best F1 {curves.best_f1:.2f}, and {near} runs within {WITHIN}
   of it.
-- Searches: {len(outcomes[RANDOM_FULL, workers[0]].epochs)} of each strategy with each number of
+- Searches: {len(outcomes[RANDOM_FULL, workers[0]].curve)} of each strategy with each number of
   workers, {EPOCHS} epochs each.
 - Random, TPE and grid draw from the recorded space, learning rates but for the grid from its whole
   range; a drawn point has the curve of the nearest recorded one, and its seed decides which of its
@@ -252,12 +312,13 @@ a simulated clock: `make bench-search`.
 With {fields["workers"]} workers, the best of the package's own strategies is
 **{fields["strategy"]}**: it needs {against:.2f} times the epochs of random search with all epochs
 (95% interval {least:.2f} to {most:.2f}), and {beside:.2f} times ({low:.2f} to {high:.2f}) those of
-the best other one, {fields["best_peer"]}.
+the best other one, {fields["best_peer"]}. Its utilisation with 64 workers and a budget of {LARGE}
+epochs is {fields["utilisation_64"]:.1%}.
 
 {tables}
 
-Epochs: until the best checkpoint so far is within {WITHIN} F1, first quartile, median and third
-quartile; "-" where the budget was not enough. Regret: mean F1 below the table's best after a
+Epochs: after which a quarter, half and three quarters of the searches have a checkpoint within
+{WITHIN} F1; "-" where the budget was not enough. Regret: mean F1 below the table's best after a
 budget, ± 1.96 standard errors. Utilisation: the share of the workers' time in which they trained,
 until the last epoch of the budget was begun.
 
@@ -278,8 +339,7 @@ def _table(outcomes: dict[tuple[str, int], Outcome], workers: int) -> str:
     for (name, count), outcome in outcomes.items():
         if count != workers:
             continue
-        # By order: an interpolated quantile of what is infinite is no number.
-        quartiles = np.quantile(outcome.epochs, [0.25, 0.5, 0.75], method="higher")
+        quartiles = [outcome.epochs(share) for share in (0.25, 0.5, 0.75)]
         rows.append(
             [
                 name,
@@ -309,14 +369,15 @@ def draw(outcomes: dict[tuple[str, int], Outcome], workers: Sequence[int]) -> No
     )
     for axis, count in zip(axes[0], workers, strict=True):
         for name in dict.fromkeys(shown):
+            spent = np.arange(1, max(BUDGETS) + 1)
             axis.plot(
-                np.arange(1, EPOCHS + 1), outcomes[name, count].curve.mean(axis=0), label=name
+                spent, outcomes[name, count].curve[:, : max(BUDGETS)].mean(axis=0), label=name
             )
         axis.set_title(f"{count} worker{'s' if count > 1 else ''}")
         axis.set_xlabel("epochs spent")
         axis.set_xscale("log")
     axes[0][0].set_ylabel("mean best F1 so far")
-    best = max(outcome.curve[:, -1].mean() for outcome in outcomes.values())
+    best = max(outcome.curve[:, max(BUDGETS) - 1].mean() for outcome in outcomes.values())
     axes[0][0].set_ylim(best - 5, best + 0.3)
     axes[0][-1].legend(loc="lower right", fontsize="small")
     figure.tight_layout()

@@ -209,7 +209,9 @@ def test_what_the_rule_costs_by_hand():
 
 
 def test_ratios_of_medians():
-    ours, theirs = np.array([10.0, 20.0, 30.0]), np.array([40.0, 40.0, math.inf])
+    epochs = np.arange(1, 61)
+    ours = np.array([epochs >= first for first in (10, 20, 30)])
+    theirs = np.array([epochs >= first for first in (40, 40, math.inf)])
     ratio, low, high = strategies.median_ratio(ours, theirs)
     assert ratio == 0.5
     assert low <= ratio <= high
@@ -229,8 +231,9 @@ def test_the_page(tmp_path, monkeypatch):
             *(f"one epoch, then top {k}" for k in strategies.TOP_K),
         )
     }
-    page = strategies._body(outcomes, [2], curves)
-    fields = strategies._fields(outcomes, [2])
+    fields = {**strategies._fields(outcomes, [2]), "utilisation_64": 0.987}
+    page = strategies._body(outcomes, fields, [2], curves)
+    assert "98.7%" in page
     assert fields["strategy"] in strategies.OURS
     assert fields["best_peer"] in strategies.PEERS
     assert f"{fields['epochs_vs_random_full']:.2f} times" in page

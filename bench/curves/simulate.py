@@ -223,6 +223,7 @@ def simulate(
     workers: int,
     epochs: int,
     until: float = math.inf,
+    at_least: int = 0,
     opened: Callable[[], StudyStorage] = open_memory,
 ) -> Trace:
     """Search until a budget of epochs is spent, or an F1 is reached.
@@ -233,7 +234,8 @@ def simulate(
         seed: the study's seed.
         workers: how many work at once.
         epochs: the budget.
-        until: an F1, in percent, that ends the search.
+        until: an F1, in percent, that ends the search once it has spent `at_least` epochs.
+        at_least: see there.
         opened: opens an empty storage.
     """
     joined = create_study(search_file(curves, strategy, seed, epochs), opened(), fingerprints={})
@@ -243,17 +245,20 @@ def simulate(
         study.sampler = GridPoints(seed, curves.points) if grid else RandomPoints(seed)
     if strategy.pruner is not None:
         study.pruner = strategy.pruner()
-    return _Simulation(joined, curves, workers, until).run()
+    return _Simulation(joined, curves, workers, until, at_least).run()
 
 
 class _Simulation:
     """Workers that take turns by a clock of their own."""
 
-    def __init__(self, joined: JoinedStudy, curves: Curves, workers: int, until: float) -> None:
+    def __init__(
+        self, joined: JoinedStudy, curves: Curves, workers: int, until: float, at_least: int
+    ) -> None:
         self.joined = joined
         self.curves = curves
         self.rules = StoppingRules(joined)
         self.until = until
+        self.at_least = at_least
         self.workers = workers
         self.events: list[tuple[float, int, Asked]] = []
         self.order = itertools.count()
@@ -267,7 +272,7 @@ class _Simulation:
     def run(self) -> Trace:
         idle = self.workers
         now = 0.0
-        while self.best < self.until:
+        while self.best < self.until or len(self.steps) < self.at_least:
             while idle and self._begin(now):
                 idle -= 1
             if not self.events:
