@@ -22,6 +22,7 @@ from bench.curves.top_k import top_k
 from bench.price import Price, price_table, prices
 from bench.report import Finding, machine, table
 from qa_hpo.config import StudyFile
+from qa_hpo.sections import Pruning
 
 __all__ = ["run"]
 
@@ -48,7 +49,8 @@ TOP_K_BUDGETS = tuple(range(12, EPOCHS + 1, 6))
 _FULL = {"across": "none", "patience": 99}
 _NO_RULE = {"patience": 99, "min_delta": 0.0}
 FACTORS = (3, 4, 6, 10)
-RULE = {"patience": 1, "min_delta": 0.02}
+RULE = {"patience": Pruning().patience, "min_delta": Pruning().min_delta}
+"""The package's default."""
 
 
 def _halving() -> SuccessiveHalvingPruner:

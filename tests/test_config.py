@@ -96,10 +96,10 @@ def test_the_notebook_study_has_the_notebooks_own_configuration_as_baseline() ->
     assert baseline == {
         "start": "v1",
         "learning_rate": 2e-5,
-        "epochs": 3,
         "weight_decay": 0.01,
         "doc_stride": 128,
     }
+    assert file.defaults.epochs == 3
 
 
 WRONG = [

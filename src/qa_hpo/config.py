@@ -196,22 +196,13 @@ class StudyFile(_Job):
 
     @field_validator("pruning")
     @classmethod
-    def _goes_with_the_objectives(cls, pruning: Pruning, info: ValidationInfo) -> Pruning:
-        study = info.data.get("study")
-        return pruning if study is None else pruning.beside(study.objectives)
-
-    @model_validator(mode="after")
-    def _promotion_has_a_horizon(self) -> Self:
-        epochs = self.search.get("epochs")
-        if self.pruning.across != "promote" or epochs is None:
-            return self
-        if len(epochs.values()) > 1 or epochs.when:
-            raise PlacedError(
-                "pruning.across",
-                "'promote' decides how many epochs a trial gets, of the same schedule for all; "
-                "give search.epochs one value, the most",
-            )
-        return self
+    def _goes_with_the_study(cls, pruning: Pruning, info: ValidationInfo) -> Pruning:
+        study, search = info.data.get("study"), info.data.get("search")
+        if study is None or search is None:  # there is a mistake in them, which is told
+            return pruning
+        epochs = search.get("epochs")
+        one_horizon = epochs is None or (len(epochs.values()) == 1 and not epochs.when)
+        return pruning.beside(study.objectives, one_horizon=one_horizon)
 
     @model_validator(mode="after")
     def _forgetting_is_measured(self) -> Self:

@@ -170,9 +170,10 @@ class Pruning(Section):
     ``across`` compares a trial with others. With "promote" it waits after ``first_rung`` epochs,
     after ``reduction_factor`` times as many and so on, and goes on where it is among the best
     1 / ``reduction_factor`` of those that have come as far. The others compare losses, and end
-    what is worse. Optuna takes no reports in a study
-    with two objectives, so that it is "none" there where the file does not say; a trial that
-    overfits ends early all the same, and ``control_fraction`` keeps its share from that.
+    what is worse. Where the file does not say, it is "promote", for which ``epochs`` must have one
+    value; where they are searched, it is "median". Optuna takes no reports in a study with two
+    objectives, so that it is "none" there; a trial that overfits ends early all the same, and
+    ``control_fraction`` keeps its share from that.
 
     With ``evaluations_per_epoch`` above 1 the validation loss is also measured within an epoch,
     at equal distances, and a trial that overfits or diverges ends there. ``patience`` is in epochs
@@ -180,30 +181,42 @@ class Pruning(Section):
     """
 
     patience: Annotated[int, Field(ge=1)] = 1
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Annotated[float, Field(ge=0)] = 0.05
     evaluations_per_epoch: EvaluationsPerEpoch = 1
-    across: Literal["median", "hyperband", "promote", "none"] = "median"
+    across: Literal["median", "hyperband", "promote", "none"] = "promote"
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     first_rung: Annotated[int, Field(ge=1)] = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def beside(self, objectives: Sequence[str]) -> "Pruning":
-        """Return what holds in a study with these objectives.
+    def beside(self, objectives: Sequence[str], *, one_horizon: bool) -> "Pruning":
+        """Return what holds in a study: how trials are compared, where the file does not say.
+
+        Args:
+            objectives: The study's.
+            one_horizon: Whether all its trials have equally many epochs.
 
         Raises:
-            PlacedError: The file asks for what Optuna cannot do with several.
+            PlacedError: The file asks for what does not go with the rest of it.
         """
-        if len(objectives) == 1 or self.across == "none":
-            return self
-        if "across" in self.model_fields_set:
+        several = len(objectives) > 1
+        if "across" not in self.model_fields_set:
+            across = "none" if several else self.across if one_horizon else "median"
+            return self.model_copy(update={"across": across})
+        if several and self.across != "none":
             raise PlacedError(
                 "pruning.across",
                 f"{self.across!r} needs one objective, and study.objectives has "
                 f"{len(objectives)}; valid: 'none'",
             )
-        return self.model_copy(update={"across": "none"})
+        if self.across == "promote" and not one_horizon:
+            raise PlacedError(
+                "pruning.across",
+                "'promote' decides how many epochs a trial gets, of the same schedule for all; "
+                "give search.epochs one value, the most",
+            )
+        return self
 
 
 class Constraints(Section):

@@ -195,7 +195,7 @@ def test_how_to_read_the_pages(study: Callable[..., JoinedStudy]):
     assert "-0.43 is a loss of 0.43 nats per window" in note
     assert "for an epoch, the validation loss was more than 0.02 above its best" in note
     assert "Pruned trials **compete**" in note
-    joined = study(study={"name": "patient"}, pruning={"patience": 2})
+    joined = study(study={"name": "patient"}, pruning={"patience": 2, "min_delta": 0.0})
     note = study_note(joined, leaderboard(joined))
     assert "for 2 epochs in a row, the validation loss was above its best" in note
 
@@ -301,7 +301,7 @@ def test_the_note_of_a_complete_trial(study: Callable[..., JoinedStudy]):
             "than 0.02 above its best: 1.250 in epoch 2, 1.375 now.",
         ),
         (
-            {"patience": 2}, [1.25, 1.5, None], "overfitting",
+            {"patience": 2, "min_delta": 0.0}, [1.25, 1.5, None], "overfitting",
             "Its validation loss was above its best for 2 epochs in a row: 1.250 in epoch 1, "
             "not a finite number now.",
         ),
@@ -359,7 +359,7 @@ def test_why_a_trial_was_stopped_within_an_epoch(
     reason: str,
     words: str,
 ):
-    joined = study(pruning={"evaluations_per_epoch": 2})
+    joined = study(pruning={"evaluations_per_epoch": 2, "min_delta": 0.0})
     trial = begin(joined, 1.5, 1.25, looks=looks)
     end(joined, trial, 61.0, stop_reason=reason, attrs={LOOKS: [[2.5, *cut]]})
     assert words in note_of(joined, 0)

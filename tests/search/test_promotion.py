@@ -612,6 +612,29 @@ def test_one_value_of_epochs_is_the_horizon():
     assert Rules.of(study_file()) is None
 
 
+@pytest.mark.parametrize(
+    ("epochs", "across"),
+    [
+        (None, "promote"),
+        ({"value": 4}, "promote"),
+        ({"choices": [4]}, "promote"),
+        ({"low": 1, "high": 4}, "median"),
+        ({"choices": [2, 4]}, "median"),
+        ({"value": 4, "when": {"start": "v1"}}, "median"),
+    ],
+)
+def test_studies_promote_where_nothing_else_is_said_and_all_trials_have_one_horizon(
+    epochs: dict[str, Any] | None, across: str
+):
+    search = RATE if epochs is None else {**RATE, "epochs": epochs}
+    file = study_file(search=search, pruning={"patience": 2})
+    assert file.pruning.across == across
+    assert (Rules.of(file) is not None) == (across == "promote")
+    stored = StudyFile.model_validate_json(file.model_dump_json(by_alias=True))
+    assert stored == file
+    assert study_file(search=search, pruning={"across": "none"}).pruning.across == "none"
+
+
 def test_two_objectives_are_refused():
     study = {"name": "demo", "seed": 3, "objectives": ["best_f1", "old_task_f1"]}
     evaluation = {"old_task": "validation.json"}
