@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from qa_hpo.errors import CheckpointError, CorpusError, InputError, WorkError
 
-__all__ = ["HubKind", "commit_of", "persistently", "snapshot", "telling"]
+__all__ = ["HubKind", "check_access", "commit_of", "persistently", "snapshot", "telling"]
 
 HubKind = Literal["model", "dataset"]
 
@@ -25,48 +25,76 @@ _logger = logging.getLogger(__name__)
 _WORDS = {"model": "model", "dataset": "data set"}
 _ERRORS: dict[HubKind, type[InputError]] = {"model": CheckpointError, "dataset": CorpusError}
 _PLACES = {"model": "a folder", "dataset": "a file or a folder"}
-# The file that every repository of a kind should have: asking for it tells the commit, and whether
-# the repository may be read.
+# The file that every repository of a kind should have.
 _ANCHORS: dict[HubKind, str] = {"model": "config.json", "dataset": "README.md"}
 _WEIGHTS = "model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
 # The configuration, the tokenizer's files, and what an export of ours has beside them. No code, no
 # pickled weights, and nothing in subfolders, which hold the same model for other programs.
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.toml")
-# The client tries again by itself where it asks for a file, but not where it gets it, or lists a
-# repository.
+# The client tries again by itself where it asks for a file or lists a repository, but not where it
+# gets a file, or asks for the commit.
 _WAITS_S = (1.0, 4.0)
+_TIMEOUT_S = 10.0
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 
-def commit_of(kind: HubKind, name: str, revision: str = "main") -> str:
-    """Return the commit that a branch of a repository is at, after a look whether it may be read.
+def commit_of(kind: HubKind, name: str) -> str:
+    """Return the commit that a repository's main branch is at.
 
-    Where the hub cannot be reached, it is the newest one in the cache.
-
-    Args:
-        kind: What it is a repository of.
-        name: Its id.
-        revision: A branch, or a commit: nothing is asked of the hub if that is in the cache.
+    Where the hub cannot be reached, or fails, it is the newest one in the cache.
 
     Raises:
         InputError: There is no such repository, or it may not be read, or the hub cannot be
             reached and the cache has nothing of it.
         WorkError: The hub fails.
     """
-    from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415
-    from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError  # noqa: PLC0415
+    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub.errors import RevisionResolutionError  # noqa: PLC0415
+
+    api = HfApi()
+
+    def ask() -> str:
+        try:
+            api.repo_info(name, repo_type=kind, timeout=_TIMEOUT_S)
+        except Exception as error:
+            if _absent(kind, _cause(error)) is None and not _passes(error):
+                raise
+            try:
+                return api.resolve_revision(name, repo_type=kind, local_files_only=True).resolved
+            except RevisionResolutionError:
+                raise error from error.__cause__
+        # The same again, but this is what leaves the commit in the cache. It has no timeout.
+        return api.resolve_revision(name, repo_type=kind).resolved
 
     with telling(kind, name):
-        try:
-            path = hf_hub_download(name, _ANCHORS[kind], repo_type=kind, revision=revision)
-        except EntryNotFoundError as error:
-            # A repository without such a file, or one that is neither reached nor in the cache.
-            try:
-                return HfApi().resolve_revision(name, repo_type=kind, revision=revision).resolved
-            except RevisionResolutionError:
-                raise error from None
-        return Path(path).parent.name
+        return persistently(ask)
+
+
+def check_access(kind: HubKind, name: str, commit: str) -> None:
+    """Check that a commit's files can be had; nothing is asked of the hub if they are in the cache.
+
+    Raises:
+        InputError: They cannot.
+        WorkError: The hub fails.
+    """
+    from huggingface_hub import (  # noqa: PLC0415
+        HfApi,
+        hf_hub_download,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # noqa: PLC0415
+
+    anchor = _ANCHORS[kind]
+    if isinstance(try_to_load_from_cache(name, anchor, revision=commit, repo_type=kind), str):
+        return
+    with telling(kind, name):
+        persistently(
+            lambda: HfApi().repo_info(name, repo_type=kind, revision=commit, timeout=_TIMEOUT_S)
+        )
+        # What a repository is may be read by everybody, where its files may not.
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            persistently(lambda: hf_hub_download(name, anchor, repo_type=kind, revision=commit))
 
 
 def snapshot(name: str, commit: str) -> Path:
@@ -88,6 +116,7 @@ def snapshot(name: str, commit: str) -> Path:
             )
         )
 
+    check_access("model", name, commit)
     with telling("model", name):
         folder = persistently(lambda: fetch(_WEIGHTS))
         if not (folder / _WEIGHTS).exists():
@@ -154,12 +183,12 @@ def _refused(kind: HubKind, name: str, cause: BaseException) -> str | None:
     login = "set HF_TOKEN or run 'hf auth login'"
     if isinstance(cause, errors.GatedRepoError):
         page = f"{hub}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        if known:
-            return (
-                f"the {what} is gated, and your token's account has not been granted access: ask "
-                f"for it at {page}, or {login} with another account's"
-            )
-        return f"the {what} is gated: ask for access at {page}, then {login}"
+        return (
+            f"the {what} is gated, and your token's account has not been granted access: ask for "
+            f"it at {page}, or {login} with another account's"
+            if known
+            else f"the {what} is gated: ask for access at {page}, then {login}"
+        )
     if isinstance(cause, errors.RepositoryNotFoundError):
         private = "your token may not read it" if known else "you are not logged in"
         return (
@@ -173,10 +202,13 @@ def _refused(kind: HubKind, name: str, cause: BaseException) -> str | None:
         )
     if isinstance(cause, errors.HFValidationError):
         return f"is no hub id: {_one_line(cause)}"
-    return {
+    reasons = {
         401: f"{hub} does not accept your token: {login} with a valid one",
         403: f"your token has no right to read this {what}: {login} with one that has",
-    }.get(_status(cause) or 0)
+    }
+    if isinstance(cause, UnicodeEncodeError):  # of the request's headers
+        return f"your token has a character that no token has: {login} with a valid one"
+    return reasons.get(_status(cause) or 0)
 
 
 def _absent(kind: HubKind, cause: BaseException) -> str | None:

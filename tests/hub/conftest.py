@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hub_processes import Place
 from hub_server import Hub
 from hub_world import Contents, fill

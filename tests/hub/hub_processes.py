@@ -81,6 +81,14 @@ class Place:
         )
         return Running(process, out)
 
+    def create(self, file: Path) -> None:
+        """Create a study as ``run`` does, and run no worker."""
+        self.calls += 1
+        out = self.folder / f"call-{self.calls}"
+        out.mkdir(parents=True)
+        ended = Running(start(_create, file, self.variables(), self.folder, out), out).end()
+        assert ended.code == 0, ended.err
+
     def run(self, *arguments: str | Path, **environment: str) -> Ended:
         return self.begin(*arguments, **environment).end()
 
@@ -100,6 +108,23 @@ class Place:
 
 
 def _command(arguments: list[str], environment: dict[str, str], folder: Path, out: Path) -> None:
+    _settle(environment, folder, out)
+    sys.argv = ["qa-hpo", *arguments]
+    from qa_hpo import cli
+
+    cli.main()
+
+
+def _create(file: Path, environment: dict[str, str], folder: Path, out: Path) -> None:
+    _settle(environment, folder, out)
+    from qa_hpo.config import load_study_file, storage_url
+    from qa_hpo.running import create_or_continue
+
+    study = load_study_file(file)
+    create_or_continue(study, storage_url(study.study, None)).storage.close()
+
+
+def _settle(environment: dict[str, str], folder: Path, out: Path) -> None:
     os.chdir(folder)
     for name in [name for name in os.environ if name.startswith(_OURS)]:
         del os.environ[name]
@@ -110,7 +135,6 @@ def _command(arguments: list[str], environment: dict[str, str], folder: Path, ou
     for name in _READ_ONCE:
         if name in sys.modules:
             importlib.reload(sys.modules[name])
-    sys.argv = ["qa-hpo", *arguments]
-    from qa_hpo import cli
+    from huggingface_hub import logging
 
-    cli.main()
+    logging.set_verbosity_error()  # as the command line does by way of the environment

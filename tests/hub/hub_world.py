@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from hub_server import Hub, Repository
+
 from tiny import bert_config, bert_tokenizer, squad
 
 __all__ = ["DISTILBERT", "SQUAD", "SQUAD_V2", "Contents", "fill"]

@@ -11,7 +11,6 @@ from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, CorpusError, WindowError, WorkError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
-    check_place,
     checkpoint_fingerprint,
     position_limit,
     quiet,
@@ -135,6 +134,7 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
 
     Raises:
         InputError: A corpus or a start is not there, or cannot be used.
+        WorkError: The hub fails.
     """
     data = file.data
     found = {
@@ -152,7 +152,7 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
             found[f"starts.{name}.train"] = corpus.fingerprint
         else:
             with _naming(f"starts.{name}"):
-                check_place(start)
+                inputs.checkpoint(start)
             found[f"starts.{name}"] = checkpoint_fingerprint(start)[:16]
     return found
 

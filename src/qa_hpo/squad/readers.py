@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_hpo.errors import CorpusError, WorkError
-from qa_hpo.hub import commit_of, persistently, telling
+from qa_hpo.hub import check_access, commit_of, persistently, telling
 
 __all__ = ["RawQuestion", "describe", "hub_dataset", "is_hub_id", "read_json", "read_source"]
 
@@ -238,8 +239,11 @@ def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuesti
     # Seconds to import, and needed for this source only.
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from datasets.load import load_dataset  # noqa: PLC0415
+    from datasets.utils import disable_progress_bars  # noqa: PLC0415
     from datasets.utils import logging as datasets_logging  # noqa: PLC0415
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     # It tells what it found in its cache; we tell what could not be found.
     datasets_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     name, _, config = source.partition(":")
@@ -251,7 +255,7 @@ def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuesti
     try:
         loaded = _prepared(name, config, split, commit)
         if loaded is None:
-            commit_of("dataset", name, commit)  # says what is wrong, where load_dataset hides it
+            check_access("dataset", name, commit)  # load_dataset hides why there is none
             with telling("dataset", name):
                 loaded = persistently(load)
     except (ValueError, RuntimeError, DatasetsError) as error:
