@@ -9,6 +9,9 @@ from hub_processes import Place
 from hub_server import Hub
 from hub_world import DISTILBERT, SQUAD, SQUAD_V2
 
+from qa_hpo.squad.corpus import load_corpus
+from tiny import squad
+
 NOTEBOOK = Path(__file__).resolve().parents[2] / "studies" / "notebook.toml"
 
 
@@ -45,6 +48,11 @@ def test_the_notebook_study(place: Place, hub: Hub) -> None:
     with sqlite3.connect(place.folder / "storage" / "qa_hpo.db") as database:
         attributes = dict(database.execute("SELECT key, value_json FROM study_user_attributes"))
     assert json.loads(attributes["hub_commits"]) == commits
+    # The same questions as in SQuAD's own format.
+    local = place.folder / "train.json"
+    local.write_text(json.dumps(squad(60, seed=21)))
+    fingerprint = load_corpus(local, "train").fingerprint
+    assert json.loads(attributes["data"])["data.train"] == fingerprint
 
     # What the hub has now is not what the study was created with. It goes on without a network.
     repository = hub.repositories["model", DISTILBERT]

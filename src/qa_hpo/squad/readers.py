@@ -239,8 +239,8 @@ def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuesti
     # Seconds to import, and needed for this source only.
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from datasets.load import load_dataset  # noqa: PLC0415
-    from datasets.utils import disable_progress_bars  # noqa: PLC0415
     from datasets.utils import logging as datasets_logging  # noqa: PLC0415
+    from datasets.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
     if not sys.stderr.isatty():
         disable_progress_bars()
