@@ -99,9 +99,6 @@ def test_a_hub_that_fails_in_passing(place: Place, hub: Hub, contents: Contents)
     assert (ended.code, ended.err) == (0, "")
     assert [fault.pattern.pattern for fault in hub.faults if fault.times > 0] == []
     assert whole(place, contents)
-    # What came before the connection broke was not asked for again.
-    weights = [a for a in hub.log if a.path.endswith("/model.safetensors") and a.method == "GET"]
-    assert weights[-1].range == "bytes=2000-"
 
 
 def test_a_data_hub_that_fails_in_passing(place: Place, hub: Hub) -> None:

@@ -39,9 +39,9 @@ def test_the_notebook_study(place: Place, hub: Hub) -> None:
     wanted = {f"{name}/{path}": 1 for name, paths in files.items() for path in paths}
     assert hub.fetched() == wanted
 
-    # Two workers at once; the coordinator looks whether there is something newer, and they do not.
+    # The coordinator looks whether there is something newer, and the worker does not.
     with hub.watched() as asked:
-        ended = place.run_anew("run", NOTEBOOK, "--trials", "2", "--workers", "2")
+        ended = place.run_anew("run", NOTEBOOK, "--trials", "2")
     assert ended.code == 0, ended.err
     assert ended.err == ""
     assert {a.path for a in asked} == {f"/api/{name}" for name in commits}
