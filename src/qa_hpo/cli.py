@@ -157,18 +157,27 @@ def check(study: StudyFileArgument) -> None:
 
 
 @app.command()
-def prepare(study: StudyFileArgument) -> None:
+def prepare(
+    study: StudyFileArgument,
+    download_only: Annotated[
+        bool,
+        typer.Option(
+            "--download-only", help="Fetch what comes from the hub, and build no start with it."
+        ),
+    ] = False,
+) -> None:
     """Do once what every worker needs: load the data, cut the windows, build the starts.
 
-    [bold]Example:[/] qa-hpo prepare studies/demo.toml
-    """
-    from qa_hpo.finetune.inputs import Inputs
-    from qa_hpo.finetune.preflight import prepare as prepare_starts
-    from qa_hpo.paths import CachePaths
+    After it, workers ask the hub for nothing: they may run where there is no network, with the
+    same HF_HOME. A host with network and no GPU can leave the building to them.
 
-    file = load_study_file(study)
-    for name, checkpoint in prepare_starts(file, Inputs(CachePaths()), typer.echo):
-        typer.echo(f"start {name}: {checkpoint}")
+    [bold]Example:[/] qa-hpo prepare studies/demo.toml
+
+    [bold]Example:[/] qa-hpo prepare study.toml --download-only
+    """
+    from qa_hpo.running import prepare_for_workers
+
+    prepare_for_workers(load_study_file(study), build=not download_only)
 
 
 @app.command()

@@ -5,7 +5,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from qa_hpo.config import (
@@ -15,7 +16,7 @@ from qa_hpo.config import (
     load_study_file,
     storage_url,
 )
-from qa_hpo.errors import InputError, MissingStudyError, WorkError
+from qa_hpo.errors import InputError, MissingStudyError, UnreachableError, WorkError
 from qa_hpo.paths import CONFIG_NAME, CachePaths, StudyPaths
 from qa_hpo.printing import print_epoch, print_line, print_preflight, tell_deaths, watch
 from qa_hpo.results.progress import headline, snapshot
@@ -24,11 +25,26 @@ from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import create_study, foreseen, load_study, told_if_gone
+from qa_hpo.search.study import (
+    create_study,
+    foreseen,
+    load_study,
+    stored_commits,
+    told_if_gone,
+)
 from qa_hpo.workers.launcher import Job, Launcher, signals_held
 from qa_hpo.workers.options import LaunchOptions, make_launcher
 
-__all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once"]
+__all__ = [
+    "Looked",
+    "create_or_continue",
+    "known_commits",
+    "look",
+    "open_study",
+    "prepare_for_workers",
+    "run_workers",
+    "train_once",
+]
 
 _INTERRUPTED = (
     "Interrupted: the running trials are handed back (Ctrl-C again stops at once). "
@@ -38,14 +54,29 @@ _INTERRUPTED = (
 _PATIENCE_S = 15.0
 
 
-def look(file: StudyFile) -> dict[str, str]:
+@dataclass(frozen=True)
+class Looked:
+    """What a study uses.
+
+    Attributes:
+        fingerprints: Of its corpora and starts, by their key in the study file.
+        commits: Of the hub's repositories, by "models/ID" and "datasets/ID".
+    """
+
+    fingerprints: dict[str, str]
+    commits: dict[str, str]
+
+
+def look(file: StudyFile, commits: Mapping[str, str] | None = None) -> Looked:
     """Look at everything a study needs, and print what it has.
 
-    Returns:
-        The fingerprints of its corpora and starts.
+    Args:
+        file: The study.
+        commits: Those to use of the hub's repositories; the newest ones, where they are left out.
 
     Raises:
         InputError: Something cannot be used.
+        WorkError: The hub fails.
     """
     space = SearchSpace(file)
     for entry in file.baseline:
@@ -55,7 +86,7 @@ def look(file: StudyFile) -> dict[str, str]:
     from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
     from qa_hpo.finetune.preflight import fingerprints, preflight  # noqa: PLC0415
 
-    inputs = Inputs(CachePaths())
+    inputs = Inputs(CachePaths(), commits)
     found = preflight(file, inputs)
     corpora = {
         "train": found.train,
@@ -64,7 +95,51 @@ def look(file: StudyFile) -> dict[str, str]:
         "old task": found.old_task,
     }
     print_preflight(corpora, found.starts)
-    return fingerprints(file, inputs)
+    return Looked(fingerprints(file, inputs), inputs.commits)
+
+
+def prepare_for_workers(file: StudyFile, *, build: bool) -> None:
+    """Fetch what a study needs of the hub, cut its windows, build its starts, and print it.
+
+    Args:
+        file: The study. Where it exists already, what is fetched are the commits that it uses.
+        build: Whether starts are built that are recipes.
+
+    Raises:
+        InputError: Something cannot be used.
+        WorkError: A start could not be built, or the hub fails.
+    """
+    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import preflight, prepare  # noqa: PLC0415
+
+    commits: dict[str, str] = {}
+    try:
+        commits = known_commits(file, storage_url(file.study, None))
+    except UnreachableError as error:  # this host may have no way to the database
+        print_line(f"{error}; the newest commits are prepared")
+    inputs = Inputs(CachePaths(), commits)
+    if build:
+        for name, checkpoint in prepare(file, inputs, print_line):
+            print_line(f"start {name}: {checkpoint}")
+    else:
+        preflight(file, inputs)
+    for repository, commit in inputs.commits.items():
+        print_line(f"{repository}: commit {commit}")
+
+
+def known_commits(file: StudyFile, url: str) -> dict[str, str]:
+    """Return the commits of the hub's repositories that a study uses, if it is there already.
+
+    Raises:
+        StorageError: The storage cannot be opened.
+    """
+    with contextlib.suppress(MissingStudyError):
+        storage = open_storage(url, create=False)
+        try:
+            return stored_commits(file.study.name, storage)
+        finally:
+            storage.close()
+    return {}
 
 
 def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
@@ -74,11 +149,9 @@ def create_or_continue(file: StudyFile, url: str) -> JoinedStudy:
         InputError: Something cannot be used, or the study exists and differs.
     """
     # A wrong URL shows before the data are read; nothing is created before all is good.
-    with contextlib.suppress(MissingStudyError):
-        open_storage(url, create=False).close()
-    fingerprints = look(file)
+    looked = look(file, known_commits(file, url))
     storage = open_storage(url, create=True)
-    joined = create_study(file, storage, fingerprints=fingerprints)
+    joined = create_study(file, storage, fingerprints=looked.fingerprints, commits=looked.commits)
     if joined.created:
         print_line(f"study {file.study.name!r} created in {storage.shown}")
     else:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from cli_helpers import Ended, run_cli
 from qa_hpo import api
 from qa_hpo.config import Runtime
-from qa_hpo.errors import InputError
+from qa_hpo.errors import CorpusError, InputError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.predictor import QuestionAnswerer
 from qa_hpo.finetune.preflight import fingerprints
@@ -27,7 +27,7 @@ from qa_hpo.search.asking import Asked, ask
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import create_study
+from qa_hpo.search.study import COMMITS, create_study
 from qa_hpo.search.trials import REPEAT_OF
 from qa_hpo.squad.corpus import load_corpus
 from tiny import squad, study_file
@@ -300,20 +300,18 @@ def test_other_questions_under_the_same_name_are_measured_again(
     assert (found["total"], found["trials"]) == (30, 1)
 
 
-def test_a_test_corpus_of_the_hub_is_kept_where_the_others_are(
-    untested: JoinedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_test_corpus_of_the_hub_is_of_the_commit_that_the_study_knows(
+    untested: JoinedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
 
-    def loaded(path: str, *_: Any, **options: Any) -> Any:
-        given.append((path, options))
-        raise OSError("no network")
+    def loaded(path: str, split: str, **options: Any) -> Any:
+        given.append((path, split, options["commit"]))
+        raise CorpusError("no network")
 
-    monkeypatch.setenv("QA_HPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.load.load_dataset", loaded)
-    data = untested.file.data.model_copy(update={"test": "some/corpus"})
+    monkeypatch.setattr("qa_hpo.finetune.inputs.load_corpus", loaded)
+    untested.optuna_study.set_user_attr(COMMITS, {"datasets/some/corpus": "a" * 40})
+    data = untested.file.data.model_copy(update={"test": "some/corpus:plain"})
     joined = replace(untested, file=untested.file.model_copy(update={"data": data}))
     assert known_scores(joined, 1) == (None, None)
-    ((path, options),) = given
-    assert path == "some/corpus"
-    assert options == {"split": "validation", "cache_dir": str(tmp_path / "cache" / "datasets")}
+    assert given == [("some/corpus:plain", "validation", "a" * 40)]

@@ -169,22 +169,6 @@ def test_groups_are_contexts_where_there_is_one_article(tmp_path):
     np.testing.assert_array_equal(corpus.groups(), corpus.context_index)
 
 
-def test_a_hub_dataset_is_read_like_a_saved_one(tmp_path, monkeypatch):
-    import datasets
-    import datasets.load
-
-    calls = []
-
-    def load_dataset(name, config, *, split, cache_dir):
-        calls.append((name, config, split, cache_dir))
-        return datasets.Dataset.from_list(rows_of(GOOD))
-
-    monkeypatch.setattr(datasets.load, "load_dataset", load_dataset)
-    corpus = load_corpus("org/name:config", "validation", cache_folder=tmp_path)
-    assert corpus.ids == ["a", "b", "c", "d", "e"]
-    assert calls == [("org/name", "config", "validation", str(tmp_path))]
-
-
 # ---------------------------------------------------------------------------- real data
 
 

@@ -250,9 +250,14 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch, source):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()
     message = refused(source, "validation")
     assert time.monotonic() - began < 10
-    assert message.startswith(f'{source}: the split "validation" cannot be loaded from the hub: ')
-    assert "Without network, give the path of a SQuAD-format .json" in message
+    name = source.partition(":")[0]
+    assert message.startswith(f"{name}: the data set is not in the cache (")
+    assert message.endswith(
+        "), and HF_HUB_OFFLINE is set: run 'qa-hpo prepare STUDY' where there is a network and "
+        "copy HF_HOME from there, or give a file or a folder"
+    )

@@ -1,5 +1,6 @@
 """What runs share within a process: corpora, tokenizers and windows, each loaded once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from qa_hpo.config import Data, Evaluation, RunConfig
-from qa_hpo.finetune.models import load_tokenizer
+from qa_hpo.finetune.models import checkpoint_fingerprint, is_hub_model, load_tokenizer
+from qa_hpo.hub import HubKind, commit_of, snapshot
 from qa_hpo.paths import CachePaths
 from qa_hpo.squad.corpus import Corpus, load_corpus
+from qa_hpo.squad.readers import hub_dataset
 from qa_hpo.squad.windows import Windows, load_windows
 
 __all__ = ["Inputs", "ValidationSet"]
@@ -31,14 +34,21 @@ class ValidationSet:
 class Inputs:
     """Loads what runs need, and keeps it for the next run of this process.
 
-    Attributes:
+    Args:
         cache: Where windows and built starts are kept.
+        commits: Those to use of the hub's repositories, by "models/ID" and "datasets/ID"; of what
+            is left out, it is the newest when it is first asked for.
+
+    Attributes:
+        cache: As given.
+        commits: As given, with those of what has been used since.
         device_batches: For each checkpoint with which a training step ran out of memory, the most
             windows per pass that are known to fit; the next run from it begins with as many.
     """
 
-    def __init__(self, cache: CachePaths) -> None:
+    def __init__(self, cache: CachePaths, commits: Mapping[str, str] | None = None) -> None:
         self.cache = cache
+        self.commits = dict(commits or {})
         self.device_batches: dict[str, int] = {}
         self._corpora: dict[tuple[str, str, int | None], Corpus] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerFast] = {}
@@ -56,13 +66,37 @@ class Inputs:
         """Return the questions of a split of ``source``, at most ``limit``."""
         key = (source, split, limit)
         if key not in self._corpora:
+            name = hub_dataset(source)
             self._corpora[key] = load_corpus(
                 source,
                 "train" if split == "train" else "validation",
                 limit=limit,
-                cache_folder=self.cache.folder / "datasets",
+                commit=None if name is None else self._commit("dataset", name),
             )
         return self._corpora[key]
+
+    def checkpoint(self, start: str) -> str:
+        """Return the folder of a checkpoint; the files of a hub id are fetched if need be.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it cannot be had.
+            WorkError: The hub fails.
+        """
+        if not is_hub_model(start):
+            return start
+        return str(snapshot(start, self._commit("model", start)))
+
+    def checkpoint_key(self, start: str) -> str:
+        """Return what differs where the weights of a checkpoint, a folder or hub id, may."""
+        if not is_hub_model(start):
+            return checkpoint_fingerprint(start)
+        return f"{start}@{self._commit('model', start)}"
+
+    def _commit(self, kind: HubKind, name: str) -> str:
+        key = f"{kind}s/{name}"
+        if key not in self.commits:
+            self.commits[key] = commit_of(kind, name)
+        return self.commits[key]
 
     def tokenizer(self, checkpoint: str) -> PreTrainedTokenizerFast:
         """Return the tokenizer of ``checkpoint``."""

@@ -17,12 +17,15 @@ from transformers import (
 
 from qa_hpo.errors import CheckpointError, OutOfMemoryError
 from qa_hpo.finetune.memory import telling_of_memory
+from qa_hpo.hub import commit_of, snapshot
 from qa_hpo.squad.windows import check_tokenizer
 
 __all__ = [
     "check_place",
     "checkpoint_fingerprint",
+    "folder_of",
     "has_trained_head",
+    "is_hub_model",
     "load_model",
     "load_tokenizer",
     "position_limit",
@@ -68,7 +71,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         CheckpointError: There is none that can be loaded.
         WindowError: It cannot cut questions into windows (no CLS token, say).
     """
-    check_place(checkpoint)
+    checkpoint = folder_of(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
@@ -103,7 +106,7 @@ def load_model(
         CheckpointError: It cannot be loaded as such a model.
         OutOfMemoryError: No memory is left for it.
     """
-    check_place(checkpoint)
+    checkpoint = folder_of(checkpoint)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -143,7 +146,7 @@ def load_model(
 
 def has_trained_head(checkpoint: str) -> bool:
     """Return whether a checkpoint says that it was saved with a question-answering head."""
-    check_place(checkpoint)
+    checkpoint = folder_of(checkpoint)
     config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     classes: list[str] = getattr(config, "architectures", None) or []
     return any(name.endswith("ForQuestionAnswering") for name in classes)
@@ -181,6 +184,31 @@ def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
         raise CheckpointError(f"{checkpoint}: has no dropout that could be set to {dropout}")
     for name in names:
         setattr(config, name, dropout)
+
+
+def is_hub_model(checkpoint: str) -> bool:
+    """Return whether ``checkpoint`` means a model of the hub; otherwise it is a checkpoint folder.
+
+    Raises:
+        CheckpointError: It can be neither.
+    """
+    check_place(checkpoint)
+    return not Path(checkpoint).is_dir()
+
+
+def folder_of(checkpoint: str) -> str:
+    """Return the folder of a checkpoint: ``checkpoint`` itself, or the files of a hub id.
+
+    The newest ones; a study's are those of the commit that it was created with, which
+    :meth:`Inputs.checkpoint <qa_hpo.finetune.inputs.Inputs.checkpoint>` returns.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it cannot be had.
+        WorkError: The hub fails.
+    """
+    if not is_hub_model(checkpoint):
+        return checkpoint
+    return str(snapshot(checkpoint, commit_of("model", checkpoint)))
 
 
 def check_place(checkpoint: str) -> None:

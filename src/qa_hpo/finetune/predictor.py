@@ -12,7 +12,7 @@ from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
+from qa_hpo.finetune.models import folder_of, load_model, load_tokenizer, position_limit, quiet
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
 from qa_hpo.squad.corpus import Corpus
@@ -72,7 +72,7 @@ class QuestionAnswerer:
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, *, device: str | None = None) -> "QuestionAnswerer":
-        """Load an exported folder, or any question-answering checkpoint.
+        """Load an exported folder, or any question-answering checkpoint, from the hub perhaps.
 
         An export brings its threshold, lengths and runtime with it; any other checkpoint is used
         with threshold 0 and windows of 384 tokens, or as many as its tokenizer allows.
@@ -80,8 +80,10 @@ class QuestionAnswerer:
         Raises:
             CheckpointError: It cannot be loaded, or it has no trained question-answering head.
             OutOfMemoryError: No memory is left for it.
+            WorkError: The hub fails.
         """
         quiet()
+        checkpoint = folder_of(checkpoint)
         tokenizer = load_tokenizer(checkpoint)
         folder = Path(checkpoint)
         if (folder / CONFIG_NAME).is_file():

@@ -1,5 +1,6 @@
 """Looks at everything a study needs before the first trial: mistakes show at once, by name."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -7,10 +8,9 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
 from qa_hpo.config import Recipe, StudyFile
-from qa_hpo.errors import CheckpointError, CorpusError, WindowError
+from qa_hpo.errors import CheckpointError, CorpusError, WindowError, WorkError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
-    check_place,
     checkpoint_fingerprint,
     position_limit,
     quiet,
@@ -57,10 +57,12 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
     described = {}
     checked: set[tuple[str, str, int]] = set()
     for name, start in file.starts.items():
-        checkpoint = file.starts[file.lineage(name)[-1]]
-        assert isinstance(checkpoint, str)
-        place = f"starts.{file.lineage(name)[-1]}"
-        described[name] = _describe(checkpoint, place, file.data.max_length)
+        origin = file.lineage(name)[-1]
+        given, place = file.starts[origin], f"starts.{origin}"
+        assert isinstance(given, str)
+        with _naming(place):
+            checkpoint = inputs.checkpoint(given)
+        described[name] = _describe(checkpoint, given, place, file.data.max_length)
         strides = _strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
@@ -76,7 +78,10 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
             key = (checkpoint, corpus.fingerprint, stride)
             if key not in checked:
                 checked.add(key)
-                _cut(file, inputs, checkpoint, corpus, stride, what or "evaluation")
+                with _naming(f"{given}, {what or 'evaluation'} windows"):
+                    inputs.windows(
+                        corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride
+                    )
     return Preflight(train, validation, test, old, described)
 
 
@@ -129,6 +134,7 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
 
     Raises:
         InputError: A corpus or a start is not there, or cannot be used.
+        WorkError: The hub fails.
     """
     data = file.data
     found = {
@@ -145,46 +151,38 @@ def fingerprints(file: StudyFile, inputs: Inputs) -> dict[str, str]:
             corpus = inputs.train_corpus(start.train, start.train_limit)
             found[f"starts.{name}.train"] = corpus.fingerprint
         else:
-            _check_place(start, f"starts.{name}")
+            with _naming(f"starts.{name}"):
+                inputs.checkpoint(start)
             found[f"starts.{name}"] = checkpoint_fingerprint(start)[:16]
     return found
 
 
-def _check_place(checkpoint: str, place: str) -> None:
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Say of which part of a study something is that cannot be used."""
     try:
-        check_place(checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}") from None
+        yield
+    except (CheckpointError, WindowError, WorkError) as error:
+        raise type(error)(f"{place}: {error}") from None
 
 
-def _describe(checkpoint: str, place: str, max_length: int) -> str:
-    _check_place(checkpoint, place)
+def _describe(checkpoint: str, given: str, place: str, max_length: int) -> str:
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
         why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{place}: {checkpoint}: cannot be loaded: {why}") from None
+        raise CheckpointError(f"{place}: {given}: cannot be loaded: {why}") from None
     if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
         raise CheckpointError(
-            f"{place}: {checkpoint}: a {config.model_type} model cannot answer questions "
+            f"{place}: {given}: a {config.model_type} model cannot answer questions "
             "extractively in transformers"
         )
     limit = position_limit(config)
     if limit is not None and max_length > limit:
         raise WindowError(
-            f"data.max_length: {max_length} is more than the {limit} positions of {place} "
-            f"({checkpoint})"
+            f"data.max_length: {max_length} is more than the {limit} positions of {place} ({given})"
         )
-    return f"{checkpoint} ({config.model_type})"
-
-
-def _cut(
-    file: StudyFile, inputs: Inputs, checkpoint: str, corpus: Corpus, stride: int, what: str
-) -> None:
-    try:
-        inputs.windows(corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride)
-    except WindowError as error:
-        raise WindowError(f"{checkpoint}, {what} windows: {error}") from None
+    return f"{given} ({config.model_type})"
 
 
 def _strides(file: StudyFile) -> list[int]:

@@ -12,7 +12,6 @@ from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.interruption import Check
 from qa_hpo.finetune.locking import locked
-from qa_hpo.finetune.models import checkpoint_fingerprint
 from qa_hpo.finetune.retention import NoRetention, PathIntegral
 from qa_hpo.finetune.training import Training, train
 from qa_hpo.parameters import Parameters
@@ -46,7 +45,7 @@ class Starts:
         on_build: Callable[[str], None] | None = None,
         check: Check | None = None,
     ) -> str:
-        """Return a folder or hub id for start ``name``, after building it if need be.
+        """Return a folder with start ``name``, after fetching or building it if need be.
 
         Several processes that want the same start wait for the one that builds it. A build that
         was interrupted goes on from its last finished epoch.
@@ -58,11 +57,13 @@ class Starts:
                 builds; what it raises ends the build or the wait, and comes out unchanged.
 
         Raises:
-            WorkError: The recipe's training diverged, or ran out of memory or disk space.
+            CheckpointError: There is no such checkpoint, or it cannot be had from the hub.
+            WorkError: The recipe's training diverged, or ran out of memory or disk space, or the
+                hub failed.
         """
         start = self.job.starts[name]
         if isinstance(start, str):
-            return start
+            return self.inputs.checkpoint(start)
         final = self.inputs.cache.start(name, self._key(name))
         if not final.is_dir():
             source = self.checkpoint(start.from_, on_build, check)
@@ -82,7 +83,7 @@ class Starts:
     def fingerprint(self, name: str) -> str:
         """Return a hash that differs where the weights of start ``name`` may."""
         start = self.job.starts[name]
-        return checkpoint_fingerprint(start) if isinstance(start, str) else self._key(name)
+        return self.inputs.checkpoint_key(start) if isinstance(start, str) else self._key(name)
 
     def _parameters(self, recipe: Recipe) -> Parameters:
         return recipe.parameters(self.job.defaults)

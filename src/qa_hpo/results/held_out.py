@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from qa_hpo.config import RunConfig
-from qa_hpo.errors import CorpusError, WindowError
+from qa_hpo.errors import CorpusError, QaHpoError, WindowError, WorkError
 from qa_hpo.paths import CachePaths
 from qa_hpo.results.significance import interval
 from qa_hpo.search.joined import JoinedStudy
+from qa_hpo.search.study import COMMITS
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.scoring import score_predictions, threshold_metrics
 
@@ -42,8 +43,8 @@ def known_scores(joined: JoinedStudy, number: int) -> tuple[dict[str, Any] | Non
         return None, None
     scores = joined.optuna_study.user_attrs.get(TESTED, {}).get(str(number))
     try:
-        corpus = _corpus(data)
-    except CorpusError as error:
+        corpus = _corpus(data, joined)
+    except (CorpusError, WorkError) as error:
         # What was measured on it while it was there is as good as it was.
         if scores is not None and scores["data"] == data:
             return _counted(joined, scores), None
@@ -101,7 +102,7 @@ def held_out_scores(
     return _counted(joined, scores)
 
 
-def _without(error: CorpusError | WindowError) -> None:
+def _without(error: QaHpoError) -> None:
     why = " ".join(str(error).split())
     _logger.warning("data.test: the trial is exported without test scores: %s", why)
 
@@ -117,10 +118,11 @@ def _counted(joined: JoinedStudy, scores: dict[str, Any]) -> dict[str, Any]:
 # study needs neither.
 
 
-def _corpus(data: str) -> Corpus:
+def _corpus(data: str, joined: JoinedStudy) -> Corpus:
     from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
 
-    return Inputs(CachePaths()).corpus(data, "validation")
+    commits = joined.optuna_study.user_attrs.get(COMMITS)
+    return Inputs(CachePaths(), commits).corpus(data, "validation")
 
 
 def _measured(

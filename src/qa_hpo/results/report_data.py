@@ -20,7 +20,7 @@ from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import read_answers
 from qa_hpo.search.promotion import Ladder
 from qa_hpo.search.storage import mask
-from qa_hpo.search.study import DATA, VERSIONS
+from qa_hpo.search.study import COMMITS, DATA, VERSIONS
 from qa_hpo.search.trials import (
     CAUSE,
     ERROR,
@@ -75,6 +75,7 @@ class Origin:
 
     Attributes:
         fingerprints: Of the corpora and starts, by their key in the study file.
+        commits: Of the hub's repositories, by "models/ID" and "datasets/ID".
         versions: Of the packages that the study was created with.
         questions: Validation questions.
         unanswerable: Those of them without an answer.
@@ -89,6 +90,7 @@ class Origin:
     """
 
     fingerprints: Mapping[str, str]
+    commits: Mapping[str, str]
     versions: Mapping[str, str]
     questions: int | None
     unanswerable: int | None
@@ -238,6 +240,7 @@ def _origin(
     tested = attributes.get(_TESTED, {})
     return Origin(
         fingerprints=attributes.get(DATA, {}),
+        commits=attributes.get(COMMITS, {}),
         versions=attributes.get(VERSIONS, {}),
         questions=_whole(sizes.get("total")),
         # The official metrics leave out what there is none of.

@@ -207,10 +207,12 @@ def origin(report: Report) -> Table:
     limit = [] if data.train_limit is None else [f"at most {data.train_limit:,} questions"]
     train = _of_print("data.train", known.fingerprints)
     validation = _of_print("data.validation", known.fingerprints)
+    commits = [f"{name} at {commit[:10]}" for name, commit in known.commits.items()]
     rows = [
         ["training data", "; ".join([data.train, *limit, *train])],
         ["validation data", "; ".join([data.validation, *questions, *validation])],
         *([] if data.test is None else [["test data", data.test]]),
+        *([["from the hub", "; ".join(commits)]] if commits else []),
         ["first trial began", _when(known.begun)],
         ["last trial ended", _when(known.ended)],
         ["workers", f"{known.workers}"],

@@ -31,6 +31,7 @@ from qa_hpo.search.trials import BASELINE
 from qa_hpo.validation import nearest
 
 __all__ = [
+    "COMMITS",
     "DATA",
     "FORGIVEN",
     "STUDY_FILE",
@@ -42,6 +43,7 @@ __all__ = [
     "foreseen",
     "load_study",
     "set_budget",
+    "stored_commits",
     "told_if_gone",
 ]
 
@@ -50,6 +52,9 @@ STUDY_FILE = "study_file"
 that has it is complete."""
 DATA = "data"
 """Study attribute: the fingerprints of the corpora and of the starts."""
+COMMITS = "hub_commits"
+"""Study attribute: the commits of the hub's repositories that it uses, by "models/ID" and
+"datasets/ID". Whoever works on the study uses these, whatever the hub has now."""
 VERSIONS = "versions"
 """Study attribute: the versions of the packages that the study was created with."""
 FORGIVEN = "failures_forgiven"
@@ -64,7 +69,11 @@ _logger = logging.getLogger(__name__)
 
 
 def create_study(
-    file: StudyFile, storage: StudyStorage, *, fingerprints: Mapping[str, str]
+    file: StudyFile,
+    storage: StudyStorage,
+    *,
+    fingerprints: Mapping[str, str],
+    commits: Mapping[str, str] | None = None,
 ) -> JoinedStudy:
     """Create the study that ``file`` describes, or continue it where it exists.
 
@@ -76,6 +85,8 @@ def create_study(
         storage: Where the study is to be.
         fingerprints: Of the corpora and starts, by their key in the file: ``{"data.train": …,
             "data.validation": …, "starts.base": …}``.
+        commits: Of the hub's repositories that are used, by "models/ID" and "datasets/ID"; those
+            that an existing study knows stay as they are.
 
     Raises:
         StudyFileError: The file's search space or a baseline cannot be used.
@@ -90,7 +101,7 @@ def create_study(
         existing = _attributes(name, storage)
         if existing is None or STUDY_FILE not in existing:
             learnt = learnt_from(file, storage, STUDY_FILE)
-            _create(file, storage, baselines, fingerprints, learnt)
+            _create(file, storage, baselines, fingerprints, learnt, commits or {})
             return replace(_joined(_stored_file(name, storage), storage), created=True)
         stored = _stored_file(name, storage)
         check_unchanged(stored, file, name)
@@ -108,11 +119,19 @@ def create_study(
         }
         joined = _joined(stored.model_copy(update=taken_over), storage)
         check_fingerprints(joined, fingerprints)
+        used = {**(commits or {}), **existing.get(COMMITS, {})}
+        if used != existing.get(COMMITS, {}):
+            joined.optuna_study.set_user_attr(COMMITS, used)
         joined.optuna_study.set_user_attr(STUDY_FILE, as_json(joined.file))
         joined.optuna_study.set_user_attr(FORGIVEN, spent(joined.optuna_study).failed)
         return joined
 
     return storage.locked(name, creating)
+
+
+def stored_commits(name: str, storage: StudyStorage) -> dict[str, str]:
+    """Return the commits of the hub's repositories that a study uses; none where there is none."""
+    return dict((_attributes(name, storage) or {}).get(COMMITS, {}))
 
 
 def load_study(name: str, storage: StudyStorage) -> JoinedStudy:
@@ -212,6 +231,7 @@ def _create(
     baselines: list[dict[str, Any]],
     fingerprints: Mapping[str, str],
     learnt: Sequence[Sequence[Mapping[str, Any]]],
+    commits: Mapping[str, str],
 ) -> None:
     """Create a study, or complete one whose creator died on the way. The lock is held."""
     name = file.study.name
@@ -235,6 +255,8 @@ def _create(
     study.set_user_attr(UID, uuid.uuid4().hex[:8])
     study.set_user_attr(DATA, dict(fingerprints))
     study.set_user_attr(VERSIONS, versions())
+    if commits:
+        study.set_user_attr(COMMITS, dict(commits))
     if learnt:
         study.set_user_attr(LEARNT, learnt)
     for index in range(len(queued), len(baselines)):

@@ -134,7 +134,7 @@ def load_corpus(
     *,
     limit: int | None = None,
     seed: int = 0,
-    cache_folder: Path | None = None,
+    commit: str | None = None,
 ) -> Corpus:
     """Load and check questions.
 
@@ -145,7 +145,7 @@ def load_corpus(
         split: the split to take from a source that has several.
         limit: a random subset of so many questions; None takes all.
         seed: chooses the subset.
-        cache_folder: where datasets keeps what it downloads; None is its own place.
+        commit: that of a hub id's repository which is meant; None is the newest.
 
     Returns:
         The usable questions. Those that are not, are listed in `skipped` with the reason.
@@ -153,8 +153,9 @@ def load_corpus(
     Raises:
         CorpusError: if the source cannot be read, is laid out otherwise, repeats an id, or has
             no usable question.
+        WorkError: if the hub fails.
     """
-    corpus = _assemble(str(source), read_source(str(source), split, cache_folder))
+    corpus = _assemble(str(source), read_source(str(source), split, commit))
     return corpus if limit is None else corpus.take(limit, seed)
 
 

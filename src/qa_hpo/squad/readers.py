@@ -9,15 +9,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_hpo.errors import CorpusError
+from qa_hpo.errors import CorpusError, WorkError
+from qa_hpo.hub import check_access, commit_of, persistently, telling
 
-__all__ = ["RawQuestion", "describe", "is_hub_id", "read_json", "read_source"]
+__all__ = ["RawQuestion", "describe", "hub_dataset", "is_hub_id", "read_json", "read_source"]
 
 COLUMNS = ("id", "question", "context", "answers", "title", "is_impossible")
 REQUIRED_COLUMNS = COLUMNS[:4]
@@ -59,11 +61,21 @@ def is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.fullmatch(source)) and not _FILE_SUFFIX.search(source)
 
 
-def read_source(source: str, split: str, cache_folder: Path | None) -> Iterator[RawQuestion]:
+def hub_dataset(source: str) -> str | None:
+    """The id of the hub's repository that a source means, or None where it means a path."""
+    try:
+        exists = Path(source).expanduser().exists()
+    except OSError:  # a name too long, a folder that may not be entered
+        return None
+    return source.partition(":")[0] if is_hub_id(source) and not exists else None
+
+
+def read_source(source: str, split: str, commit: str | None = None) -> Iterator[RawQuestion]:
     """The questions of a file, a saved dataset or a hub dataset, in their order.
 
     Raises:
         CorpusError: if the source is not there, cannot be read, or is not laid out as expected.
+        WorkError: if the hub fails.
     """
     path = Path(source).expanduser()
     try:
@@ -73,7 +85,7 @@ def read_source(source: str, split: str, cache_folder: Path | None) -> Iterator[
     if not exists:
         if not is_hub_id(source):
             raise CorpusError(f"{source}: no such file or folder (current folder: {Path.cwd()})")
-        return _read_hub(source, split, cache_folder)
+        return _read_hub(source, split, commit)
     if is_folder:
         return _read_saved(path, split)
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -223,21 +235,64 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
     return _rows(saved, str(path))
 
 
-def _read_hub(source: str, split: str, cache_folder: Path | None) -> Iterator[RawQuestion]:
+def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuestion]:
     # Seconds to import, and needed for this source only.
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
     from datasets.load import load_dataset  # noqa: PLC0415
+    from datasets.utils import logging as datasets_logging  # noqa: PLC0415
+    from datasets.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    # It tells what it found in its cache; we tell what could not be found.
+    datasets_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     name, _, config = source.partition(":")
-    cache_dir = None if cache_folder is None else str(cache_folder)
+    commit = commit or commit_of("dataset", name)
+
+    def load() -> Any:
+        return load_dataset(name, config or None, split=split, revision=commit)
+
     try:
-        loaded = load_dataset(name, config or None, split=split, cache_dir=cache_dir)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        loaded = _prepared(name, config, split, commit)
+        if loaded is None:
+            check_access("dataset", name, commit)  # load_dataset hides why there is none
+            with telling("dataset", name):
+                loaded = persistently(load)
+    except (ValueError, RuntimeError, DatasetsError) as error:
+        if "scripts are no longer supported" in str(error):
+            raise CorpusError(
+                f"{source}: is a data set with a loading script, which is never run; give one "
+                "that has its data as Parquet or JSON files, or save it with save_to_disk and "
+                "give the folder"
+            ) from None
         raise CorpusError(
-            f'{source}: the split "{split}" cannot be loaded from the hub: {_first_line(error)}. '
-            f"Without network, give the path of {ACCEPTED.rpartition(', or')[0]}"
+            f'{source}: the split "{split}" cannot be loaded from the hub: {_first_line(error)}'
         ) from error
+    places = [Path(entry["filename"]).parts for entry in loaded.cache_files]
+    if places and not any(commit in parts for parts in places):
+        # What datasets falls back to where the hub fails.
+        raise WorkError(
+            f"{source}: the hub failed, and the copy in the cache is not of commit {commit}; "
+            "try again later"
+        )
     return _rows(loaded, source)
+
+
+def _prepared(name: str, config: str, split: str, commit: str) -> Any | None:
+    """What datasets made of a commit before, for which the hub is asked nothing; else None."""
+    from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
+
+    def cached(config: str, version: str) -> Cache:
+        short = name.rpartition("/")[2]
+        return Cache(
+            dataset_name=short, repo_id=name, config_name=config, version=version, hash=commit
+        )
+
+    known = Path(cached("any", "0.0.0").cache_dir).parents[2]
+    found = [path for path in known.glob(f"{config or '*'}/*/{commit}") if path.is_dir()]
+    if len(found) != 1:  # never loaded, or the hub has to say which of several is meant
+        return None
+    return cached(*found[0].parts[-3:-1]).as_dataset(split=split)
 
 
 def _rows(dataset: Any, source: str) -> Iterator[RawQuestion]:

@@ -34,7 +34,7 @@ from qa_hpo.search.objective import Objective
 from qa_hpo.search.retrying import first_line
 from qa_hpo.search.stopping import PAUSED
 from qa_hpo.search.storage import GRACE_S, HEARTBEAT_S, StudyStorage, open_storage
-from qa_hpo.search.study import check_fingerprints, load_study
+from qa_hpo.search.study import COMMITS, check_fingerprints, load_study
 from qa_hpo.search.trials import ERROR, LostTrialError, fail, trial_id
 from qa_hpo.squad.answered import Answered
 from qa_hpo.workers.interrupts import Interrupts, ToldToEnd
@@ -175,7 +175,7 @@ class _Worker:
         cpu_threads: int | None,
         debug: bool,
     ) -> None:
-        inputs = Inputs(CachePaths())
+        inputs = Inputs(CachePaths(), joined.optuna_study.user_attrs.get(COMMITS))
         check_fingerprints(joined, fingerprints(joined.file, inputs))
         runtime = joined.file.training.runtime()
         if runtime.cpu_threads is None:
