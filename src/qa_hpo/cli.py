@@ -105,6 +105,27 @@ def _global(
 
 
 @app.command()
+def version(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell all that a bug report needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Print the version; with --verbose also packages, devices, extras and settings.
+
+    It holds no password and no user name, for a bug report.
+
+    [bold]Example:[/] qa-hpo version --verbose
+    """
+    if not (verbose or as_json):
+        _print_version(wanted=True)
+    from qa_hpo.about import about, as_lines
+
+    facts = about()
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(as_lines(facts)))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
 ) -> None:
