@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qa_hpo.config import (
     DEFAULT_STORAGE,
@@ -28,7 +29,11 @@ from qa_hpo.search.study import create_study, foreseen, load_study, told_if_gone
 from qa_hpo.workers.launcher import Job, Launcher, signals_held
 from qa_hpo.workers.options import LaunchOptions, make_launcher
 
-__all__ = ["create_or_continue", "look", "open_study", "run_workers", "train_once"]
+if TYPE_CHECKING:
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.finetune.preflight import Preflight
+
+__all__ = ["create_or_continue", "examine", "look", "open_study", "run_workers", "train_once"]
 
 _INTERRUPTED = (
     "Interrupted: the running trials are handed back (Ctrl-C again stops at once). "
@@ -38,11 +43,13 @@ _INTERRUPTED = (
 _PATIENCE_S = 15.0
 
 
-def look(file: StudyFile) -> dict[str, str]:
-    """Look at everything a study needs, and print what it has.
+def examine(file: StudyFile, inputs: "Inputs", *, probe: bool = True) -> "Preflight":
+    """Look at everything a study needs.
 
-    Returns:
-        The fingerprints of its corpora and starts.
+    Args:
+        file: The study.
+        inputs: Loads its data, and keeps its windows.
+        probe: Whether to write something where its checkpoints are to be kept, and remove it.
 
     Raises:
         InputError: Something cannot be used.
@@ -50,20 +57,35 @@ def look(file: StudyFile) -> dict[str, str]:
     space = SearchSpace(file)
     for entry in file.baseline:
         space.baseline(entry)
-    open_store(file.artifacts.folder).check()
+    store = open_store(file.artifacts.folder)
+    if probe:
+        store.check()
     # Imported here: the other commands on studies start without torch.
-    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
-    from qa_hpo.finetune.preflight import fingerprints, preflight  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import preflight  # noqa: PLC0415
 
-    inputs = Inputs(CachePaths())
-    found = preflight(file, inputs)
-    corpora = {
-        "train": found.train,
-        "validation": found.validation,
-        "test": found.test,
-        "old task": found.old_task,
-    }
-    print_preflight(corpora, found.starts)
+    return preflight(file, inputs)
+
+
+def look(file: StudyFile, cache: CachePaths | None = None) -> dict[str, str]:
+    """Look at everything a study needs, and print what it has.
+
+    Args:
+        file: The study.
+        cache: Where to keep its windows, with nothing written elsewhere; where they usually are,
+            if left out.
+
+    Returns:
+        The fingerprints of its corpora and starts.
+
+    Raises:
+        InputError: Something cannot be used.
+    """
+    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import fingerprints  # noqa: PLC0415
+
+    inputs = Inputs(cache or CachePaths())
+    found = examine(file, inputs, probe=cache is None)
+    print_preflight(found.corpora, found.starts)
     return fingerprints(file, inputs)
 
 
