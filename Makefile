@@ -37,6 +37,8 @@ test-wheel:
 	sh scripts/small_study.sh build/venv-wheel/bin
 
 # Quick, and of every room; what was added to a package since its lowest version shows there.
+# Left out: with the lowest transformers, windows are cut by the tokenizer alone, right but slower.
+# Warnings are no errors there: old packages call what new ones have deprecated.
 LOWEST := tests/squad tests/demo/test_write_demo.py tests/finetune/test_run.py \
 	tests/finetune/test_models.py tests/finetune/test_evaluation.py tests/finetune/test_starts.py \
 	tests/finetune/retention tests/search/test_study.py tests/search/test_budget.py \
@@ -49,7 +51,8 @@ test-lowest:
 	$(PYTHON) -m venv build/venv-lowest
 	build/venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt \
 		. pytest pytest-timeout hypothesis
-	build/venv-lowest/bin/python -m pytest -q -p no:cacheprovider $(LOWEST)
+	build/venv-lowest/bin/python -m pytest -q -p no:cacheprovider -W ignore -o filterwarnings=default \
+		--deselect tests/squad/test_windows.py::test_the_fast_way_is_the_usual_one $(LOWEST)
 	sh scripts/small_study.sh build/venv-lowest/bin
 
 ## lint: ruff, mypy and import-linter
