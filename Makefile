@@ -51,7 +51,7 @@ test-lowest:
 	$(PYTHON) -m venv build/venv-lowest
 	build/venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt \
 		. pytest pytest-timeout hypothesis
-	build/venv-lowest/bin/python -m pytest -q -p no:cacheprovider -W ignore -o filterwarnings=default \
+	build/venv-lowest/bin/python -m pytest -q -p no:cacheprovider -W ignore -o filterwarnings=default -k "not postgres" \
 		--deselect tests/squad/test_windows.py::test_the_fast_way_is_the_usual_one $(LOWEST)
 	sh scripts/small_study.sh build/venv-lowest/bin
 
