@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study test lint bench bench-search bench-retention soak clean
+.PHONY: study test test-wheel test-lowest lint bench bench-search bench-retention soak clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
@@ -27,6 +27,33 @@ test: $(VENV)/.dev lint
 	@sh scripts/chromium.sh
 	@$(BIN)/python scripts/real_data_note.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+## test-wheel: the wheel in an environment of its own, without extras, and a small study with it
+test-wheel:
+	@rm -rf build/wheel build/venv-wheel
+	$(PYTHON) -m venv build/venv-wheel
+	build/venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/venv-wheel/bin/python -m pip install --quiet -c constraints.txt build/wheel/*.whl
+	sh scripts/small_study.sh build/venv-wheel/bin
+
+# Quick, and of every room; what was added to a package since its lowest version shows there.
+# Left out: with the lowest transformers, windows are cut by the tokenizer alone, right but slower.
+# Warnings are no errors there: old packages call what new ones have deprecated.
+LOWEST := tests/squad tests/demo/test_write_demo.py tests/finetune/test_run.py \
+	tests/finetune/test_models.py tests/finetune/test_evaluation.py tests/finetune/test_starts.py \
+	tests/finetune/retention tests/search/test_study.py tests/search/test_budget.py \
+	tests/search/test_pruning.py tests/search/test_sampling.py tests/search/test_space.py \
+	tests/results/test_leaderboard.py tests/results/test_plots.py tests/test_config.py tests/test_cli.py
+
+## test-lowest: tests and a small study with the lowest versions that pyproject.toml declares
+test-lowest:
+	@rm -rf build/venv-lowest
+	$(PYTHON) -m venv build/venv-lowest
+	build/venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt \
+		. pytest pytest-timeout hypothesis
+	build/venv-lowest/bin/python -m pytest -q -p no:cacheprovider -W ignore -o filterwarnings=default -k "not postgres" \
+		--deselect tests/squad/test_windows.py::test_the_fast_way_is_the_usual_one $(LOWEST)
+	sh scripts/small_study.sh build/venv-lowest/bin
 
 ## lint: ruff, mypy and import-linter
 lint: $(VENV)/.dev

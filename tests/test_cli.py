@@ -76,7 +76,7 @@ def change(study: Path, old: str, new: str) -> None:
 def test_every_command_of_the_contract_is_there() -> None:
     assert set(COMMANDS) == {
         *("demo", "init", "check", "prepare", "run", "worker", "train", "status", "leaderboard"),
-        *("export", "evaluate", "score", "answer", "compare", "dashboard", "report"),
+        *("export", "evaluate", "score", "answer", "compare", "dashboard", "report", "version"),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qa_hpo.completing import one_of, studies
 from qa_hpo.config import DEFAULT_STORAGE
 
 __all__ = [
@@ -17,12 +18,21 @@ __all__ = [
     "StorageOption",
     "StudyArgument",
     "StudyFileArgument",
+    "StudyNameOption",
     "WorkersOption",
     "WorkersPerDeviceOption",
 ]
 
 StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study file, or the name of a study in --storage.")
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="A study file, or the name of a study in --storage.",
+        autocompletion=studies,
+    ),
+]
+StudyNameOption = Annotated[
+    str, typer.Option("--study", metavar="NAME", help="The study's name.", autocompletion=studies)
 ]
 StudyFileArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study file.")]
 StorageOption = Annotated[
@@ -48,7 +58,12 @@ WorkersPerDeviceOption = Annotated[
     typer.Option(metavar="N", help="Workers that may share a GPU; without one, this host's CPU."),
 ]
 LauncherOption = Annotated[
-    str, typer.Option(metavar="local|ray|slurm", help="What starts the workers, and where.")
+    str,
+    typer.Option(
+        metavar="local|ray|slurm",
+        help="What starts the workers, and where.",
+        autocompletion=one_of("local", "ray", "slurm"),
+    ),
 ]
 SlurmOption = Annotated[
     list[str] | None,

@@ -25,6 +25,7 @@ from qa_hpo.arguments import (
     SlurmOption,
     StorageOption,
     StudyFileArgument,
+    StudyNameOption,
     WorkersOption,
     WorkersPerDeviceOption,
 )
@@ -105,6 +106,27 @@ def _global(
 
 
 @app.command()
+def version(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell all that a bug report needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Print the version; with --verbose also packages, devices, extras and settings.
+
+    It holds no password and no user name, for a bug report.
+
+    [bold]Example:[/] qa-hpo version --verbose
+    """
+    if not (verbose or as_json):
+        _print_version(wanted=True)
+    from qa_hpo.about import about, as_lines
+
+    facts = about()
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(as_lines(facts)))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
 ) -> None:
@@ -145,15 +167,45 @@ def init(
 
 
 @app.command()
-def check(study: StudyFileArgument) -> None:
-    """Look for mistakes: the study file, the data, the starts, and whether they go together.
+def check(
+    study: StudyFileArgument,
+    workers: WorkersOption = "auto",
+    workers_per_device: WorkersPerDeviceOption = 1,
+    timing: Annotated[
+        bool, typer.Option(help="Train a few steps from each checkpoint, and estimate the time.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for mistakes, and tell what the study will cost: epochs, time, disk and memory.
+
+    It looks at the study file, the data and the starts, and whether they go together. The time is
+    an estimate, from some training steps with this host's hardware and a trial's settings.
 
     [bold]Example:[/] qa-hpo check studies/demo.toml
-    """
-    from qa_hpo.running import look
 
-    look(load_study_file(study))
-    typer.echo(f"{study}: good")
+    [bold]Example:[/] qa-hpo check study.toml --workers 2 --no-timing --json
+    """
+    from qa_hpo.checking import forecast
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.paths import CachePaths
+    from qa_hpo.printing import print_preflight
+    from qa_hpo.printing_forecast import print_forecast
+    from qa_hpo.running import examine
+    from qa_hpo.workers.local import places
+    from qa_hpo.workers.options import launch_options
+
+    options = launch_options("local", workers, workers_per_device)
+    file, inputs = load_study_file(study), Inputs(CachePaths())
+    found = examine(file, inputs)
+    if not as_json:
+        print_preflight(found.corpora, found.starts)
+    where = places(options.count, options.per_device)
+    costs = forecast(file, found, inputs, where, timed=timing)
+    if as_json:
+        typer.echo(json.dumps(costs.as_dict(), indent=2))
+    else:
+        print_forecast(costs)
+        typer.echo(f"{study}: good")
 
 
 @app.command()
@@ -191,6 +243,12 @@ def run(
         int | None, typer.Option(min=1, help="Budget of trials, in place of the study file's.")
     ] = None,
     storage: StorageOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only tell what it would do: nothing is written or started."
+        ),
+    ] = False,
 ) -> None:
     """Create a study or continue it, until its budget is spent; then show the leaderboard.
 
@@ -210,7 +268,12 @@ def run(
 
     options = launch_options(launcher, workers, workers_per_device, slurm or ())
     file = load_study_file(study).with_trials(trials)
-    joined = create_or_continue(file, storage_url(file.study, storage))
+    url = storage_url(file.study, storage)
+    if dry_run:
+        from qa_hpo.rehearsal import rehearse
+
+        return rehearse(file, url, options)
+    joined = create_or_continue(file, url)
     try:
         complete = run_workers(joined, options)
         board = read_leaderboard(joined)
@@ -225,7 +288,7 @@ def run(
 
 @app.command()
 def worker(
-    study: Annotated[str, typer.Option(metavar="NAME", help="The study's name.")],
+    study: StudyNameOption,
     storage: StorageOption = None,
     label: Annotated[str | None, typer.Option(help="What to call this worker.")] = None,
     cpu_threads: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qa_hpo.arguments import ForceOption, JsonOption, StorageOption, StudyArgument
+from qa_hpo.completing import one_of
 
 __all__ = ["commands"]
 
@@ -91,7 +92,12 @@ def report(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="html|md", help="Else what the file's name says."),
+        typer.Option(
+            "--format",
+            metavar="html|md",
+            help="Else what the file's name says.",
+            autocompletion=one_of("html", "md"),
+        ),
     ] = None,
     storage: StorageOption = None,
     force: ForceOption = False,
@@ -150,6 +156,7 @@ def export(
             metavar="RULE",
             help="Which trial instead of the winner: best_f1 (the winner), old_task_f1 (what knows "
             "most of the old task), or forgetting<=X (the best that forgets at most X points).",
+            autocompletion=one_of("best_f1", "old_task_f1", "forgetting<="),
         ),
     ] = None,
     storage: StorageOption = None,

@@ -66,11 +66,9 @@ def print_epoch(record: "EpochRecord") -> None:
     )
 
 
-def print_preflight(corpora: "Mapping[str, Corpus | None]", starts: Mapping[str, str]) -> None:
+def print_preflight(corpora: "Mapping[str, Corpus]", starts: Mapping[str, str]) -> None:
     """Print which data and starts a study has, and what was left out of the data."""
     for name, corpus in corpora.items():
-        if corpus is None:
-            continue
         unanswerable = sum(not answers for answers in corpus.answers)
         line = f"{name}: {len(corpus):,} questions, {unanswerable:,} of them unanswerable"
         print_line(f"{line} ({corpus.source})")

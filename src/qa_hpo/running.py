@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qa_hpo.config import (
     DEFAULT_STORAGE,
@@ -35,9 +36,14 @@ from qa_hpo.search.study import (
 from qa_hpo.workers.launcher import Job, Launcher, signals_held
 from qa_hpo.workers.options import LaunchOptions, make_launcher
 
+if TYPE_CHECKING:
+    from qa_hpo.finetune.inputs import Inputs
+    from qa_hpo.finetune.preflight import Preflight
+
 __all__ = [
     "Looked",
     "create_or_continue",
+    "examine",
     "known_commits",
     "look",
     "open_study",
@@ -67,12 +73,13 @@ class Looked:
     commits: dict[str, str]
 
 
-def look(file: StudyFile, commits: Mapping[str, str] | None = None) -> Looked:
-    """Look at everything a study needs, and print what it has.
+def examine(file: StudyFile, inputs: "Inputs", *, probe: bool = True) -> "Preflight":
+    """Look at everything a study needs.
 
     Args:
         file: The study.
-        commits: Those to use of the hub's repositories; the newest ones, where they are left out.
+        inputs: Loads its data, and keeps its windows.
+        probe: Whether to write something where its checkpoints are to be kept, and remove it.
 
     Raises:
         InputError: Something cannot be used.
@@ -81,20 +88,35 @@ def look(file: StudyFile, commits: Mapping[str, str] | None = None) -> Looked:
     space = SearchSpace(file)
     for entry in file.baseline:
         space.baseline(entry)
-    open_store(file.artifacts.folder).check()
+    store = open_store(file.artifacts.folder)
+    if probe:
+        store.check()
     # Imported here: the other commands on studies start without torch.
-    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
-    from qa_hpo.finetune.preflight import fingerprints, preflight  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import preflight  # noqa: PLC0415
 
-    inputs = Inputs(CachePaths(), commits)
-    found = preflight(file, inputs)
-    corpora = {
-        "train": found.train,
-        "validation": found.validation,
-        "test": found.test,
-        "old task": found.old_task,
-    }
-    print_preflight(corpora, found.starts)
+    return preflight(file, inputs)
+
+
+def look(
+    file: StudyFile, commits: Mapping[str, str] | None = None, cache: CachePaths | None = None
+) -> Looked:
+    """Look at everything a study needs, and print what it has.
+
+    Args:
+        file: The study.
+        commits: Those to use of the hub's repositories; the newest ones, where they are left out.
+        cache: Where to keep its windows, with nothing written elsewhere; where they usually are,
+            if left out.
+
+    Raises:
+        InputError: Something cannot be used.
+    """
+    from qa_hpo.finetune.inputs import Inputs  # noqa: PLC0415
+    from qa_hpo.finetune.preflight import fingerprints  # noqa: PLC0415
+
+    inputs = Inputs(cache or CachePaths(), commits)
+    found = examine(file, inputs, probe=cache is None)
+    print_preflight(found.corpora, found.starts)
     return Looked(fingerprints(file, inputs), inputs.commits)
 
 

@@ -21,7 +21,7 @@ from qa_hpo.finetune.memory import PassSize, PeakMemory, is_out_of_memory, telli
 from qa_hpo.finetune.models import load_model
 from qa_hpo.finetune.run import fine_tune
 from qa_hpo.finetune.trainer import QuestionAnsweringTrainer
-from qa_hpo.finetune.training import Training, _trainer, collator
+from qa_hpo.finetune.training import Training, collator, make_trainer
 from qa_hpo.parameters import Parameters
 from qa_hpo.paths import CachePaths, RunPaths
 from tiny import run_config
@@ -54,7 +54,7 @@ def trainer(
         parameters=Parameters(batch_size=WINDOWS, dropout=dropout),
         seed=3,
     )
-    some = _trainer(training, RunPaths(folder), size)
+    some = make_trainer(training, RunPaths(folder), size)
     some.current_gradient_accumulation_steps = 1  # as the training loop sets it
     return some
 

@@ -111,7 +111,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(ArtifactError, match=r"boto3 is missing; pip install qa_hpo\[s3\]"):
+    with pytest.raises(ArtifactError, match=r"boto3 is missing; pip install 'qa_hpo\[s3\]'"):
         open_store("s3://bucket")
 
 

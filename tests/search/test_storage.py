@@ -236,7 +236,7 @@ def test_a_server_that_does_not_answer():
 
 def test_a_missing_driver(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    assert "pip install qa_hpo[postgres]" in refused(f"postgresql://me:{SECRET}@host/db")
+    assert "pip install 'qa_hpo[postgres]'" in refused(f"postgresql://me:{SECRET}@host/db")
 
 
 def test_a_missing_database_on_a_server(postgres_url: str):

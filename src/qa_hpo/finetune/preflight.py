@@ -18,7 +18,7 @@ from qa_hpo.finetune.models import (
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
-__all__ = ["Preflight", "fingerprints", "preflight", "prepare"]
+__all__ = ["Preflight", "fingerprints", "preflight", "prepare", "training_strides"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,17 @@ class Preflight:
     test: Corpus | None
     old_task: Corpus | None
     starts: dict[str, str]
+
+    @property
+    def corpora(self) -> dict[str, Corpus]:
+        """The corpora that the study has, by what they are for."""
+        named = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            "old task": self.old_task,
+        }
+        return {name: corpus for name, corpus in named.items() if corpus is not None}
 
 
 def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
@@ -63,7 +74,7 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         with _naming(place):
             checkpoint = inputs.checkpoint(given)
         described[name] = _describe(checkpoint, given, place, file.data.max_length)
-        strides = _strides(file)
+        strides = training_strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
             sets.append((old, file.evaluation.doc_stride, "evaluation.old_task"))
@@ -185,7 +196,7 @@ def _describe(checkpoint: str, given: str, place: str, max_length: int) -> str:
     return f"{given} ({config.model_type})"
 
 
-def _strides(file: StudyFile) -> list[int]:
+def training_strides(file: StudyFile) -> list[int]:
     """Return the training strides that a study may use, as far as it names them, ascending."""
     dimension = file.search.get("doc_stride")
     if dimension is None:
@@ -217,7 +228,7 @@ def prepare(
     ranged = dimension is not None and dimension.low is not None
     for name in file.starts:
         checkpoint = starts.checkpoint(name, lambda built: on_step(f"building start {built}"))
-        for stride in [] if ranged else _strides(file):
+        for stride in [] if ranged else training_strides(file):
             on_step(f"windows of {name}, doc_stride {stride}")
             inputs.windows(
                 found.train, checkpoint, max_length=file.data.max_length, doc_stride=stride

@@ -34,7 +34,7 @@ from qa_hpo.parameters import Hyperparameters
 from qa_hpo.paths import RunPaths
 from qa_hpo.squad.windows import Windows
 
-__all__ = ["Training", "collator", "train"]
+__all__ = ["Training", "collator", "make_trainer", "train"]
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -153,7 +153,7 @@ def _epochs(
     """
     states = paths.resume_states()
     with telling_of_memory(training.checkpoint, "the model"):
-        trainer = _trainer(training, paths, device_batch)
+        trainer = make_trainer(training, paths, device_batch)
         if states:
             training.retention.load_state(read_retention(states[-1]))
     trainer.check = carried(check)
@@ -223,7 +223,22 @@ def _tidy(paths: RunPaths, checkpoint: Path | None) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _trainer(training: Training, paths: RunPaths, device_batch: int) -> QuestionAnsweringTrainer:
+def make_trainer(
+    training: Training, paths: RunPaths, device_batch: int
+) -> QuestionAnsweringTrainer:
+    """Load the model and return the trainer of a run, which has trained nothing yet.
+
+    Args:
+        training: The run.
+        paths: Where its checkpoints and resume states would go.
+        device_batch: Windows per pass to begin with.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+        OutOfMemoryError: No memory is left for the model.
+        StudyFileError: The hardware lacks the precision that was asked for.
+        WindowError: A window is longer than the model can take.
+    """
     # Before the model is loaded: a fresh head is drawn from the random state.
     set_seed(training.seed)
     runtime, retention = training.runtime, training.retention

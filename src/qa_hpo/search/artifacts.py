@@ -257,7 +257,7 @@ def open_store(place: str) -> CheckpointStore:
         with _explaining(place):
             bucket = _Bucket(url.netloc, url.path.strip("/"))
     except ImportError:
-        raise ArtifactError(f"{place}: boto3 is missing; pip install qa_hpo[s3]") from None
+        raise ArtifactError(f"{place}: boto3 is missing; pip install 'qa_hpo[s3]'") from None
     return CheckpointStore(place, bucket)
 
 

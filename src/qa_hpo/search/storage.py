@@ -200,7 +200,7 @@ def _parsed(url: str) -> URL:
             import psycopg  # noqa: F401, PLC0415  (an extra)
         except ImportError:
             raise StorageError(
-                f"{mask(url)}: the PostgreSQL driver is missing; pip install qa_hpo[postgres]"
+                f"{mask(url)}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
             ) from None
         return parsed
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:

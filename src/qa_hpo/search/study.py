@@ -39,6 +39,7 @@ __all__ = [
     "VERSIONS",
     "JoinedStudy",
     "check_fingerprints",
+    "continued",
     "create_study",
     "foreseen",
     "load_study",
@@ -98,29 +99,14 @@ def create_study(
     name = file.study.name
 
     def creating() -> JoinedStudy:
-        existing = _attributes(name, storage)
-        if existing is None or STUDY_FILE not in existing:
+        joined = continued(file, storage, fingerprints)
+        if joined is None:
             learnt = learnt_from(file, storage, STUDY_FILE)
             _create(file, storage, baselines, fingerprints, learnt, commits or {})
             return replace(_joined(_stored_file(name, storage), storage), created=True)
-        stored = _stored_file(name, storage)
-        check_unchanged(stored, file, name)
-        if file.artifacts.folder != stored.artifacts.folder:
-            _logger.warning(
-                "artifacts.folder was %s; move what is kept there to %s",
-                *(stored.artifacts.folder, file.artifacts.folder),
-            )
-        # Whatever else differs was refused.
-        taken_over = {
-            "budget": file.budget,
-            "artifacts": file.artifacts,
-            "data": file.data,
-            "evaluation": file.evaluation,
-        }
-        joined = _joined(stored.model_copy(update=taken_over), storage)
-        check_fingerprints(joined, fingerprints)
-        used = {**(commits or {}), **existing.get(COMMITS, {})}
-        if used != existing.get(COMMITS, {}):
+        known = joined.optuna_study.user_attrs.get(COMMITS, {})
+        used = {**(commits or {}), **known}
+        if used != known:
             joined.optuna_study.set_user_attr(COMMITS, used)
         joined.optuna_study.set_user_attr(STUDY_FILE, as_json(joined.file))
         joined.optuna_study.set_user_attr(FORGIVEN, spent(joined.optuna_study).failed)
@@ -132,6 +118,39 @@ def create_study(
 def stored_commits(name: str, storage: StudyStorage) -> dict[str, str]:
     """Return the commits of the hub's repositories that a study uses; none where there is none."""
     return dict((_attributes(name, storage) or {}).get(COMMITS, {}))
+
+
+def continued(
+    file: StudyFile, storage: StudyStorage, fingerprints: Mapping[str, str]
+) -> JoinedStudy | None:
+    """Return the study as ``create_study`` would continue it, or None where it would create it.
+
+    Nothing is written.
+
+    Raises:
+        StorageError: The study exists and differs, or another program's study has its name.
+    """
+    name = file.study.name
+    existing = _attributes(name, storage)
+    if existing is None or STUDY_FILE not in existing:
+        return None
+    stored = _stored_file(name, storage)
+    check_unchanged(stored, file, name)
+    if file.artifacts.folder != stored.artifacts.folder:
+        _logger.warning(
+            "artifacts.folder was %s; move what is kept there to %s",
+            *(stored.artifacts.folder, file.artifacts.folder),
+        )
+    # Whatever else differs was refused.
+    taken_over = {
+        "budget": file.budget,
+        "artifacts": file.artifacts,
+        "data": file.data,
+        "evaluation": file.evaluation,
+    }
+    joined = _joined(stored.model_copy(update=taken_over), storage)
+    check_fingerprints(joined, fingerprints)
+    return joined
 
 
 def load_study(name: str, storage: StudyStorage) -> JoinedStudy:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from qa_hpo.workers.launcher import (
 from qa_hpo.workers.leases import Gpu, Lease, Leases, gpus
 from qa_hpo.workers.restarts import Restarts
 
-__all__ = ["LocalLauncher", "check_local"]
+__all__ = ["LocalLauncher", "Place", "check_local", "places"]
 
 _LOOK_S = 0.05
 # Each takes some hundred MiB, whatever its share of the cores.
@@ -82,6 +83,40 @@ def _too_few(leases: Leases, count: int | None, per_device: int, free: int) -> s
     else:
         have = f"{total} GPUs ({names}) have room for {free}"
     return f"--workers: {count} are asked for and {have}{each}; {hint}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker would compute.
+
+    Attributes:
+        device: "cpu", or what ``CUDA_VISIBLE_DEVICES`` calls its GPU.
+        threads: CPU threads; None with a GPU, whose workers take as many as they like.
+    """
+
+    device: str
+    threads: int | None
+
+
+def places(count: int | None, per_device: int) -> list[Place]:
+    """Return where each worker of this host would compute, were they started now.
+
+    Args:
+        count: How many workers; None for as many as there are free GPUs, or one on a CPU.
+        per_device: How many workers may share a GPU.
+
+    Raises:
+        InputError: As many cannot be had; the message says what would be possible.
+    """
+    check_local(count, per_device)
+    devices = gpus()
+    if not devices:
+        number = count or per_device
+        return [Place("cpu", shared_threads(cores(), number))] * number
+    taken = Leases(devices).take(count, per_device)
+    for lease in taken:
+        lease.close()
+    return [Place(lease.gpu.name, None) for lease in taken]
 
 
 class _Worker:

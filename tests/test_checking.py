@@ -1,0 +1,191 @@
+"""What ``qa-hpo check`` foresees, beside numbers worked out another way and beside a real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering
+
+from cli_helpers import run_cli
+from qa_hpo.checking import Forecast, forecast
+from qa_hpo.config import to_toml
+from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.models import load_tokenizer
+from qa_hpo.finetune.preflight import fingerprints, preflight
+from qa_hpo.paths import CachePaths
+from qa_hpo.search.drawing import drawn
+from qa_hpo.search.storage import open_storage
+from qa_hpo.search.study import create_study
+from qa_hpo.squad.corpus import load_corpus
+from qa_hpo.squad.windows import build_windows
+from qa_hpo.workers.local import Place
+from qa_hpo.workers.worker import work
+from tiny import study_file
+
+CPU = [Place("cpu", 1)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_HPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def foresee(tiny: Path, folder: Path, *, places: list[Place] = CPU, **sections: Any) -> Forecast:
+    kept = sections.pop("kept_in", folder / "artifacts")
+    file = study_file(tiny, kept, **sections)
+    inputs = Inputs(CachePaths())
+    return forecast(file, preflight(file, inputs), inputs, places, timed=False)
+
+
+def windows(tiny: Path, name: str, split: Any, stride: int) -> int:
+    corpus = load_corpus(str(tiny / f"{name}.json"), split)
+    tokenizer = load_tokenizer(str(tiny / "base"))
+    return len(build_windows(corpus, tokenizer, max_length=40, doc_stride=stride))
+
+
+def test_json_without_timing(tiny: Path, tmp_path: Path) -> None:
+    file = study_file(
+        tiny,
+        tmp_path / "artifacts",
+        search={
+            "learning_rate": {"low": 1e-3, "high": 1e-2},
+            "doc_stride": {"choices": [4, 16]},
+            "epochs": {"low": 2, "high": 4},
+        },
+        baseline=[{"learning_rate": 2e-3, "doc_stride": 4, "epochs": 2}],
+        budget={"trials": 3},
+    )
+    study = tmp_path / "study.toml"
+    study.write_text(to_toml(file), encoding="utf-8")
+    ended = run_cli("check", study, "--json", "--no-timing", "--workers", "2")
+    assert (ended.code, ended.err) == (0, "")
+    found = ended.json()
+    train = json.loads((tiny / "train.json").read_text(encoding="utf-8"))["data"]
+    questions = [qa for a in train for p in a["paragraphs"] for qa in p["qas"]]
+    assert found["data"]["train"] == {
+        "source": str(tiny / "train.json"),
+        "questions": len(questions),
+        "answerable": sum(bool(qa["answers"]) for qa in questions),
+        "contexts": len({p["context"] for a in train for p in a["paragraphs"]}),
+        "articles": len({a["title"] for a in train}),
+        "left_out": 0,
+    }
+    start = found["starts"]["base"]
+    assert start["training_windows"] == {
+        "4": windows(tiny, "train", "train", 4),
+        "16": windows(tiny, "train", "train", 16),
+    }
+    assert start["evaluation_windows"] == windows(tiny, "validation", "validation", 8)
+    model = AutoModelForQuestionAnswering.from_pretrained(str(tiny / "base"))
+    assert start["parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert start["training_bytes"] == 16 * start["parameters"]
+    plan = found["plan"]
+    assert (plan["trials"], plan["baselines"]) == (3, 1)
+    assert (plan["epochs_low"], plan["epochs_high"], plan["epochs_at_most"]) == (2, 4, 12)
+    assert 6 <= plan["epochs"] <= 12
+    assert found["time"] is None
+    assert [worker["device"] for worker in found["workers"]] == ["cpu", "cpu"]
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "trials", "epochs", "most"),
+    [
+        ({"trials": 10}, 10, 30, 30),
+        ({"epochs": 12}, 4, 12, 12),
+        ({"trials": 10, "epochs": 7}, 2, 6, 7),
+        ({"hours": 1.0}, None, None, None),
+    ],
+)
+def test_what_a_budget_comes_to(
+    tiny: Path, tmp_path: Path, budget: Any, trials: Any, epochs: Any, most: Any
+) -> None:
+    """Every trial has three epochs."""
+    plan = foresee(tiny, tmp_path, budget=budget).plan
+    assert (plan.trials, plan.epochs, plan.epochs_at_most) == (trials, epochs, most)
+
+
+def test_disk_space(tiny: Path, tmp_path: Path) -> None:
+    """A checkpoint is the weights; what a trial goes on from is three times that."""
+    plain = foresee(tiny, tmp_path, kept_in="s3://bucket")
+    weights = 4 * plain.parameters["base"]
+    store, cache = plain.disk
+    assert (store.place, store.free) == ("s3://bucket", None)
+    assert store.needed == 5 * weights + 4 * weights
+    two = foresee(tiny, tmp_path, places=CPU * 2)
+    assert two.disk[0].needed == 5 * weights + 2 * 4 * weights
+    assert two.disk[1].needed == 2 * cache.needed
+    assert two.disk[0].free
+    waiting = foresee(tiny, tmp_path, pruning={"across": "promote"}, budget={"trials": 10})
+    assert waiting.disk[0].needed == 5 * weights + 11 * 4 * weights
+
+
+def test_the_baselines_come_first_and_the_rest_is_the_same_each_time(tiny: Path) -> None:
+    file = study_file(
+        tiny,
+        tiny / "artifacts",
+        search={"learning_rate": {"low": 1e-3, "high": 1e-2}, "batch_size": {"choices": [4, 8]}},
+        baseline=[{"learning_rate": 2e-3, "batch_size": 8}],
+    )
+    trials = drawn(file, 30)
+    assert (trials[0].learning_rate, trials[0].batch_size) == (2e-3, 8)
+    assert trials == drawn(file, 30)
+    assert {trial.batch_size for trial in trials[1:]} == {4, 8}
+    assert all(1e-3 <= trial.learning_rate <= 1e-2 for trial in trials)
+
+
+def test_the_estimate_is_near_what_trials_take(
+    tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    file = study_file(
+        tiny,
+        tmp_path / "artifacts",
+        training={"epochs": 3, "cpu_threads": 1, "batch_size": 8},
+        pruning={"patience": 3},
+        budget={"trials": 2},
+    )
+    study = tmp_path / "study.toml"
+    study.write_text(to_toml(file), encoding="utf-8")
+    threads = torch.get_num_threads()
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    ended = run_cli("check", study, "--json")
+    assert ended.code == 0, ended.err
+    assert torch.get_num_threads() == threads
+    left = {path.name for path in tmp_path.rglob("*") if "cache" not in path.parts} - {
+        path.name for path in before
+    }
+    assert left <= {"artifacts"}
+    time = ended.json()["time"]
+    (pace,) = time["paces"]
+    assert (pace["steps"], pace["batch_size"], pace["threads"]) == (8, 8, 1)
+    assert (pace["device"], pace["precision"]) == ("cpu", "float32")
+    assert time["seconds"] == pytest.approx(time["trials_s"])
+
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
+    create_study(file, storage, fingerprints=fingerprints(file, Inputs(CachePaths())))
+    work("tiny", storage.url)
+    trials = storage.rdb.get_all_trials(storage.rdb.get_study_id_from_name("tiny"))
+    storage.close()
+    assert [len(trial.user_attrs["epochs"]) for trial in trials] == [3, 3]
+    took = sum(trial.duration.total_seconds() for trial in trials if trial.duration)
+    ratio = time["trials_s"] / took
+    request.node.user_properties.append(("estimated_to_real_seconds", ratio))
+    assert 1 / 4 < ratio < 4
+
+
+def test_for_people_it_says_what_the_estimate_rests_on(tiny: Path, tmp_path: Path) -> None:
+    file = study_file(tiny, tmp_path / "artifacts", training={"cpu_threads": 1})
+    study = tmp_path / "study.toml"
+    study.write_text(to_toml(file), encoding="utf-8")
+    ended = run_cli("check", study, "--workers", "2")
+    assert (ended.code, ended.err) == (0, "")
+    assert "budget: about 10 trials of 3 epochs: about 30 epochs, 30 at most" in ended.out
+    assert "workers: 2 on the CPU" in ended.out
+    assert "with 2 workers. This is an estimate" in ended.out
+    assert "(cpu, 1 thread, float32): 8 training steps of 16 windows" in ended.out
+    assert ended.out.endswith(f"{study}: good\n")
