@@ -5,8 +5,8 @@ import re
 
 from typer import Context
 from typer.cli import get_docs_for_click
-from typer.main import get_command
 from typer.core import MARKUP_MODE_KEY
+from typer.main import get_command
 
 from qa_hpo.cli import app
 

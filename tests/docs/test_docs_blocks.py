@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
 import tomlkit
+from docs_blocks import LANGUAGES, PAGES, ROOT, assert_alike, blocks, code_tokens, skeleton
 from typer.main import get_command
 
-from docs_blocks import LANGUAGES, PAGES, ROOT, assert_alike, blocks, code_tokens, skeleton
+from cli_helpers import run_cli
 from qa_hpo.cli import app
-from tiny import squad, write_base, write_corpora
+from qa_hpo.config import to_toml
+from qa_hpo.search.storage import open_storage
+from tiny import write_base, write_corpora
+from told_study import TWO, ToldStudy
 
 pytestmark = [pytest.mark.slow]
 
 # What studies/demo.toml searches is searched here too, so that the leaderboard has its columns.
 STUDY = {
     "study": {"name": "tiny", "seed": 3},
-    "data": {"train": "train.json", "validation": "validation.json", "max_length": 40},
+    "data": {"train": "train.json", "validation": "validation.json", "max_length": 40}
+    | {"train_limit": 96},
     "starts": {"base": "base"},
     "search": {
         "start": {"choices": ["base"]},
@@ -40,91 +46,98 @@ STUDY = {
     "baseline": [
         {"start": "base", "learning_rate": 1e-5, "epochs": 1, "weight_decay": 0.0}
         | {"doc_stride": 8, "warmup": 0.0},
-        {"start": "base", "learning_rate": 4e-3, "epochs": 4, "weight_decay": 0.0}
+        {"start": "base", "learning_rate": 4e-3, "epochs": 2, "weight_decay": 0.0}
         | {"doc_stride": 8, "warmup": 0.0},
     ],
-}
-KEEPS_THE_OLD = {
-    **STUDY,
-    "study": {"name": "keeps-the-old", "objectives": ["best_f1", "old_task_f1"]},
-    "starts": {"v1": {"from": "base", "train": "old.json", "epochs": 1, "learning_rate": 3e-3}}
-    | {"base": "base"},
-    "search": {
-        "start": {"choices": ["v1"]},
-        "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
-    },
-    "training": {"epochs": 1, "doc_stride": 8},
-    "evaluation": {"doc_stride": 8, "old_task": "old.json"},
-    "pruning": {},
-    "baseline": [],
 }
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the documentation's commands name, its studies finished."""
+    """A folder with all that the documentation's commands name, after the quickstart's commands."""
     folder = tmp_path_factory.mktemp("docs")
     write_corpora(folder)
     write_base(folder / "base")
-    (folder / "old.json").write_text(json.dumps(squad(60, seed=4, impossible=0.0)))
-    shutil.copy(folder / "validation.json", folder / "dev-v2.0.json")
-    questions = [
-        qa
-        for article in json.loads((folder / "dev-v2.0.json").read_text())["data"]
-        for paragraph in article["paragraphs"]
-        for qa in paragraph["qas"]
-    ]
-    texts = {qa["id"]: qa["answers"][0]["text"] if qa["answers"] else "" for qa in questions}
-    (folder / "predictions.json").write_text(json.dumps(texts))
-    (folder / "null_odds.json").write_text(json.dumps(dict.fromkeys(texts, -1.5)))
+    write_predictions(folder)
     (folder / "text.txt").write_text("it is old . the tower was built by elise in 1702 . people")
-    for name, study in {"study": STUDY, "keeps-the-old": KEEPS_THE_OLD}.items():
-        (folder / f"{name}.toml").write_text(tomlkit.dumps(study))
+    (folder / "study.toml").write_text(tomlkit.dumps(STUDY))
     commands = folder / "bin"
     commands.mkdir()
     (commands / "qa-hpo").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qa_hpo "$@"\n')
     (commands / "qa-hpo").chmod(0o755)
-    for name in ("study", "keeps-the-old"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "qa_hpo", "run", f"{name}.toml"],
-            cwd=folder, env=environment(folder), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+    with in_folder(folder):
+        evaluate_blocks(ROOT / "docs" / "quickstart.md")
+        write_keeps_the_old()
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What the commands see: no hub, no storage of whoever runs the tests, one thread."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("QA_HPO_")}
-    path = f"{folder / 'bin'}{os.pathsep}{own['PATH']}"
-    return {**own, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+def write_predictions(folder: Path) -> None:
+    """Write questions, right answers to all of them, and null scores."""
+    shutil.copy(folder / "validation.json", folder / "dev-v2.0.json")
+    articles = json.loads((folder / "dev-v2.0.json").read_text())["data"]
+    questions = [qa for article in articles for qa in article["paragraphs"][0]["qas"]]
+    texts = {qa["id"]: qa["answers"][0]["text"] if qa["answers"] else "" for qa in questions}
+    (folder / "predictions.json").write_text(json.dumps(texts))
+    (folder / "null_odds.json").write_text(json.dumps(dict.fromkeys(texts, -1.5)))
+
+
+def write_keeps_the_old() -> None:
+    """Write a study with two objectives, its file and its finished trials, without training."""
+    storage = open_storage("sqlite:///storage/qa_hpo.db", create=True)
+    named = {**TWO, "name": "keeps-the-old"}
+    study = ToldStudy(storage, Path(), study=named, artifacts={"folder": "storage/artifacts"})
+    study.end(80.0, 40.0, 20.0)
+    study.end(75.0, 57.5, 2.5)
+    Path("keeps-the-old.toml").write_text(to_toml(study.joined.file))
+    storage.close()
+
+
+@contextlib.contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """Make a folder the current one, with the environment that its commands are to see."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        for name in [name for name in os.environ if name.startswith("QA_HPO_")]:
+            patch.delenv(name)
+        # No hub, one thread, and a terminal that is wide enough for every column.
+        for name, value in {
+            **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+            "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        }.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture
-def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(prepared: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of that folder, for one page, as the current one."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("QA_HPO_")]:
-        monkeypatch.delenv(name)
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    return tmp_path
+    with in_folder(tmp_path):
+        yield tmp_path
+
+
+def evaluate_blocks(page: Path) -> None:
+    """Evaluate a page's blocks one after the other; those that say why not are left out."""
+    for example in blocks(page).examples():
+        with contextlib.suppress(SkipTest):
+            example.evaluate()
 
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if code_tokens(p)], ids=name_of)
+def with_code(page: Path) -> bool:
+    # The quickstart has been evaluated where the folder was prepared.
+    return bool(code_tokens(page)) and page.name != "quickstart.md"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if with_code(p)], ids=name_of)
 def test_blocks_do_what_they_say(page: Path, folder: Path):
-    if page.name == "quickstart.md":  # it begins before there is a study
-        shutil.rmtree(folder / "storage")
-    for example in blocks(page).examples():
-        try:
-            example.evaluate()
-        except SkipTest as skipped:
-            assert len(str(skipped).split()) > 2, f"{page}:{example.line} does not say why"
+    evaluate_blocks(page)
+
+
+def test_the_quickstart_leaves_a_model_that_answers(prepared: Path):
+    assert json.loads((prepared / "winner" / "metrics.json").read_text())["total"] == 60
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -146,12 +159,10 @@ def test_commands_that_are_named_exist(page: Path):
 def test_the_readme_shows_what_a_study_prints(folder: Path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition("```text\n")[2].partition("```")[0].splitlines()
-    printed = subprocess.run(
-        "qa-hpo leaderboard study.toml && qa-hpo export study.toml winner > /dev/null && "
-        "qa-hpo answer winner --context text.txt --question 'Who built the tower ?'",
-        shell=True, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert shown[0].split() == printed[0].split()
+    question = ["--question", "Who built the tower ?"]
+    board = run_cli("leaderboard", "study.toml").out.splitlines()
+    answer = run_cli("answer", "winner", "--context", "text.txt", *question).out
+    assert shown[0].split() == board[0].split()
 
     def verdict(lines: list[str]) -> str:
         """The winner's line up to what follows from its figures, without words that differ."""
@@ -159,9 +170,9 @@ def test_the_readme_shows_what_a_study_prints(folder: Path):
         line = re.sub(r"\(.+?\), start \w+", "(ENDED), start NAME", line, count=1)
         return " ".join(skeleton(f"-  {line}")).rpartition(": ")[0]
 
-    assert verdict(shown) == verdict(printed)
+    assert verdict(shown) == verdict(board)
     answers = [line for line in shown if "answers from" in line]
-    assert [skeleton(line) for line in answers] == [skeleton(printed[-1])] * 2
+    assert [skeleton(line) for line in answers] == [skeleton(answer)] * 2
 
 
 def test_shapes_that_differ_are_noticed():
