@@ -19,5 +19,7 @@ def commands() -> str:
     command = get_command(app)
     context = Context(command, info_name="qa-hpo", obj={MARKUP_MODE_KEY: "rich"})
     text = get_docs_for_click(obj=command, ctx=context, name="qa-hpo")
-    _, _, body = text.partition("\n")  # the page has a title of its own
+    # The page has a title of its own, and its contents are a list of the commands.
+    usage, _, commands = text.partition("**Commands**")
+    body = usage[usage.index("**Usage**") :] + commands[commands.index("\n## ") :]
     return _EXAMPLE.sub(lambda found: f"**Example**: `{html.unescape(found.group(1))}`", body)

@@ -156,22 +156,25 @@ def test_commands_that_are_named_exist(page: Path):
     assert named <= set(get_command(app).commands)
 
 
-def test_the_readme_shows_what_a_study_prints(folder: Path):
+def test_the_readme_shows_what_a_study_prints(folder: Path, monkeypatch: pytest.MonkeyPatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    shown = text.partition("```text\n")[2].partition("```")[0]
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal, and not a wide one
+    monkeypatch.setenv("COLUMNS", "100")
     question = ["--question", "Who built the tower ?"]
-    board = run_cli("leaderboard", "study.toml").out.splitlines()
+    board = re.sub(r"\x1b\[[0-9;]*m", "", run_cli("leaderboard", "study.toml").out)
     answer = run_cli("answer", "winner", "--context", "text.txt", *question).out
-    assert shown[0].split() == board[0].split()
+    assert shown.splitlines()[0].split() == board.splitlines()[0].split()
 
-    def verdict(lines: list[str]) -> str:
-        """The winner's line up to what follows from its figures, without words that differ."""
-        (line,) = (line for line in lines if line.startswith("Winner: "))
-        line = re.sub(r"\(.+?\), start \w+", "(ENDED), start NAME", line, count=1)
-        return " ".join(skeleton(f"-  {line}")).rpartition(": ")[0]
+    def verdict(printed: str) -> str:
+        """The words about the winner, up to what follows from its figures."""
+        words = " ".join(printed.partition("Winner: ")[2].partition("\n\n")[0].split())
+        words = re.sub(r"\(.+?\), start \w+", "(ENDED), start NAME", words, count=1)
+        return " ".join(skeleton(f"-  {words}")).rpartition(": ")[0]
 
+    assert "the baseline (trial N) has N: N, N% interval N to N" in verdict(shown)
     assert verdict(shown) == verdict(board)
-    answers = [line for line in shown if "answers from" in line]
+    answers = [line for line in shown.splitlines() if "answers from" in line]
     assert [skeleton(line) for line in answers] == [skeleton(answer)] * 2
 
 
