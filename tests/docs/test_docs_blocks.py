@@ -156,15 +156,17 @@ def test_commands_that_are_named_exist(page: Path):
     assert named <= set(get_command(app).commands)
 
 
-def test_the_readme_shows_what_a_study_prints(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_readme_shows_what_a_study_prints(folder: Path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition("```text\n")[2].partition("```")[0]
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal, and not a wide one
-    monkeypatch.setenv("COLUMNS", "100")
     question = ["--question", "Who built the tower ?"]
-    board = re.sub(r"\x1b\[[0-9;]*m", "", run_cli("leaderboard", "study.toml").out)
+    board = run_cli("leaderboard", "study.toml").out
     answer = run_cli("answer", "winner", "--context", "text.txt", *question).out
-    assert shown.splitlines()[0].split() == board.splitlines()[0].split()
+    # A terminal that is not wide leaves columns out; those that it has are in their order.
+    headings = re.split(r" {2,}", board.splitlines()[0].strip())
+    columns = re.split(r" {2,}", shown.splitlines()[0].strip())
+    assert columns == [heading for heading in headings if heading in columns]
+    assert {"trial", "ended", "start", "best F1", "95% interval", "threshold"} <= set(columns)
 
     def verdict(printed: str) -> str:
         """The words about the winner, up to what follows from its figures."""
