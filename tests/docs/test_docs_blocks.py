@@ -142,9 +142,14 @@ def test_the_quickstart_leaves_a_model_that_answers(prepared: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_block_is_overlooked(page: Path):
-    found = {
-        example.line for example in blocks(page).examples() if not isinstance(example.parsed, tuple)
-    }
+    found = set()
+    for example in blocks(page).examples():
+        if isinstance(example.parsed, tuple):  # a mark
+            action, reason = example.parsed
+            assert action == "next", f"{page}:{example.line}: one mark for each block"
+            assert len((reason or "").split()) > 2, f"{page}:{example.line}: why not?"
+        else:
+            found.add(example.line)
     for line, language in code_tokens(page):
         assert language in {*LANGUAGES, "python"}, f"{page}:{line}: {language or 'indented'}"
         assert line in found, f"{page}:{line}"
