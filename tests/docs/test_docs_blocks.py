@@ -20,6 +20,7 @@ from typer.main import get_command
 from cli_helpers import run_cli
 from qa_hpo.cli import app
 from qa_hpo.config import to_toml
+from qa_hpo.errors import StudyFileError
 from qa_hpo.search.storage import open_storage
 from tiny import write_base, write_corpora
 from told_study import TWO, ToldStudy
@@ -191,3 +192,17 @@ def test_shapes_that_differ_are_noticed():
     with pytest.raises(AssertionError):
         assert_alike({"a": [1]}, {"a": ["1"]}, "")
     assert_alike({"a": [1.5], "b": None}, {"a": [1, 2], "b": "x"}, "")
+
+
+def test_a_fragment_that_no_study_file_could_have_is_noticed(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("```toml\n[pruning]\npatiense = 1\n```\n")
+    with pytest.raises(StudyFileError, match="did you mean 'patience'"):
+        evaluate_blocks(page)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_what_is_linked_outside_the_site_is_there(page: Path):
+    """The site's own links are checked when it is built."""
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
