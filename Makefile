@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Its theme would tell at length, with each build, of its successor.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: study test test-wheel test-lowest lint bench bench-search bench-retention soak clean
+.PHONY: study test test-wheel test-lowest lint docs docs-serve bench bench-search bench-retention soak clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@echo "Installing qa_hpo into $(VENV) (a minute or two) ..."
@@ -62,6 +64,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+## docs: the documentation, as pages in site/
+docs: $(VENV)/.dev
+	$(MKDOCS) build
+
+## docs-serve: the documentation in a browser, made anew whenever a file of it changes
+docs-serve: $(VENV)/.dev
+	$(MKDOCS) serve
+
 ## bench: how fast it is, beside a notebook and Trainer.hyperparameter_search (takes about two hours on a CPU)
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
@@ -80,4 +90,4 @@ bench-retention: $(VENV)/.dev
 
 ## clean: remove the virtual environment and tools' caches; storage/ stays
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

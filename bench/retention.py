@@ -326,7 +326,7 @@ others of which many have none (2.0's), and what each method keeps of them, at w
   ± its standard deviation between seeds; `no null`, with the null answer disabled at both times
 - Strengths: one each, chosen by a few runs with another seed, and some on these seeds: `distill`
   drops 5.8 with 0.3, `si` 5.0 with 3, `ewc` 6.0 with 3,000. What they mean differs from method to
-  method (see the README)
+  method (see docs/retention.md)
 - Costs: time of a training step and peak memory of the process against `none`, medians of {rounds}
   rounds in which the methods take turns, with {model} and windows of at most 128 tokens
 

@@ -1,4 +1,4 @@
-"""Take the README's pictures anew: `python scripts/screenshots.py STUDY`, on a finished study.
+"""Take the documentation's pictures anew: `python scripts/screenshots.py STUDY`, on a finished one.
 
 Needs Chromium (scripts/chromium.sh). Look at each picture before it is committed.
 """
@@ -72,12 +72,23 @@ def _of_report(browser: Chrome, report: Path) -> None:
     browser.set_window_size(1100, 1500)
     browser.get(report.as_uri())
     _picture(browser, "report")
+    # Two plots beside each other, for the README.
+    browser.execute_script(
+        "for (const plot of [...document.querySelectorAll('figure')].slice(2)) plot.remove();"
+        "const plots = document.querySelector('.plots');"
+        "plots.style.gridTemplateColumns = '1fr 1fr';"
+        "plots.scrollIntoView()"
+    )
+    _picture(browser, "plots", of=".plots")
 
 
-def _picture(browser: Chrome, name: str) -> None:
+def _picture(browser: Chrome, name: str, of: str = "html") -> None:
     time.sleep(DRAWN_SECONDS)
     path = IMAGES / f"{name}.png"
-    browser.save_screenshot(str(path))
+    if of == "html":
+        browser.save_screenshot(str(path))
+    else:
+        browser.find_element("css selector", of).screenshot(str(path))
     print(path.relative_to(ROOT))
 
 

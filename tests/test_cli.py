@@ -322,10 +322,3 @@ def test_train_refuses_a_folder_that_is_there(study: Path) -> None:
     ended = run_cli("train", study, "out")
     assert ended.code == 2
     assert "this is a study file" in ended.err
-
-
-def test_readme_commands_exist() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    named = {line.split()[1] for line in readme.splitlines() if line.startswith("qa-hpo ")}
-    assert named
-    assert named <= set(COMMANDS)

@@ -90,6 +90,7 @@ class _Job(Section):
 
     data: Data
     starts: Annotated[dict[str, Start], Field(min_length=1)]
+    """From which checkpoints fine-tuning may start, by name: a hub id, a folder, or a recipe."""
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -145,6 +146,7 @@ class StudyFile(_Job):
     study: Study
     evaluation: StudyEvaluation = StudyEvaluation()
     search: Annotated[dict[str, Dimension], BeforeValidator(flattened), Field(default_factory=dict)]
+    """What is searched, by the parameter's name."""
     training: Training = Training()
     pruning: Annotated[Pruning, Field(validate_default=True)] = Pruning()
     constraints: Constraints = Constraints()
@@ -153,6 +155,8 @@ class StudyFile(_Job):
     baseline: Annotated[
         tuple[Annotated[dict[str, Scalar], BeforeValidator(flattened)], ...], Field()
     ] = ()
+    """Configurations that are tried first, in their order: values of searched parameters, and
+    perhaps a ``name``. The winner is compared with the first one."""
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

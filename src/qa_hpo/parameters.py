@@ -56,8 +56,10 @@ class Retention(Section):
     """
 
     method: Method = "none"
+    """What is done to keep what the start has learnt before."""
     strength: Annotated[float, Field(ge=0)] | None = None
-    """The method's own default where it is left out; without meaning for other methods."""
+    """How strongly, which means something else with each method; the method's own default where it
+    is left out."""
     rank: Annotated[int, Field(ge=1)] | None = None
     """Of the adapters of ``lora`` and ``adalora``; 8 where it is left out."""
 
@@ -209,12 +211,20 @@ class Dimension(Section):
     """One searched parameter: a range, choices, or one value; with ``when``, a conditional one."""
 
     low: float | int | None = None
+    """The least value of a range."""
     high: float | int | None = None
+    """The greatest value of a range, itself included."""
     log: bool = False
+    """Whether a range is searched by the value's logarithm."""
     step: float | int | None = None
+    """Distance between the values of a range; any value, or any whole one, where it is left out."""
     choices: list[Scalar] | None = None
+    """The values to choose from, in place of a range."""
     value: Scalar | None = None
+    """The one value, in place of a range."""
     when: dict[str, Scalar | list[Scalar]] | None = None
+    """Where the parameter is searched: the value, or a list of values, that each parameter named
+    here must have. Elsewhere it is as ``[training]`` says."""
 
     @model_validator(mode="before")
     @classmethod

@@ -44,21 +44,23 @@ way."""
 
 
 class Study(Section):
-    """What the study is called, where it is kept, and what it maximises.
-
-    ``objectives`` are scores of a trial's best epoch, in percent, both of the same checkpoint:
-    ``best_f1``, and perhaps ``old_task_f1``, its F1 on ``evaluation.old_task``. With both, the
-    search looks for the trials of which none other is better in both.
-
-    ``learn_from`` names other studies of the same storage: their finished trials are what the
-    sampler knows already when this study begins. They are not run again and count for no budget.
-    """
+    """What the study is called, where it is kept, and what it maximises."""
 
     name: Name
+    """What the study is called in its storage, by ``qa-hpo`` and in the dashboard."""
     storage: str | None = None
+    """URL of the database, ``sqlite:///FILE`` or ``postgresql://…``; ``QA_HPO_STORAGE`` and
+    ``--storage`` override it. A file in ``storage/`` where it is left out."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """With a trial's number, it decides the initial weights of its head, the order of its data, and
+    what the sampler draws."""
     objectives: tuple[Literal["best_f1", "old_task_f1"], ...] = ("best_f1",)
+    """Scores of a trial's best epoch, in percent, of the same checkpoint: ``best_f1``, and perhaps
+    ``old_task_f1``, its F1 on ``evaluation.old_task``. With both, the search looks for the trials
+    of which none other is better in both."""
     learn_from: tuple[Name, ...] = ()
+    """Other studies of the same storage, whose finished trials the sampler knows when this one
+    begins. They are not run again and count for no budget."""
 
     @field_validator("objectives")
     @classmethod
@@ -80,44 +82,61 @@ class Study(Section):
 
 
 class Data(Section):
-    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions.
-
-    A hub id as ``train`` gives its split "train", and as ``validation`` or ``test`` its split
-    "validation". ``test``, where there is one, has no part in the search: the checkpoint that is
-    exported is measured on it. It must hold other questions than the rest, about other contexts
-    than ``validation``. ``old_task`` are the training questions of what starts have learnt before,
-    which retention methods look at; where it is left out, those of a start's own recipe.
-    """
+    """The corpora: a hub id or a path each. Lengths are in tokens, limits in questions."""
 
     train: str
+    """What trials train on. A hub id gives its split "train"."""
     validation: str
+    """What trials are judged by. A hub id gives its split "validation"."""
     test: str | None = None
+    """A corpus with no part in the search, on which only the exported checkpoint is measured. It
+    must hold other questions than the rest, about other contexts than ``validation``. A hub id
+    gives its split "validation"."""
     max_length: Annotated[int, Field(ge=16, le=8192)] = 384
+    """Tokens of a window, question and special tokens included; longer contexts give several."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
+    """For a quick look: train on a random subset of so many questions."""
     validation_limit: Annotated[int, Field(ge=1)] | None = None
+    """For a quick look: validate on a random subset of so many questions."""
     old_task: str | None = None
+    """Training questions of what starts have learnt before, which retention methods look at; those
+    of a start's own recipe where it is left out."""
     old_task_limit: Annotated[int, Field(ge=1)] | None = None
+    """At most so many of them, a random subset."""
 
 
 class Recipe(Section):
-    """A start that is built: ``from_`` (``from`` in the file) trained on ``train``.
+    """A start that is built: ``from`` (``from_`` in Python) trained on ``train``.
 
     What is left out is taken from the study file's ``[training]``.
     """
 
     from_: Annotated[str, Field(alias="from", min_length=1)]
+    """The start that it is built from, a checkpoint or another recipe."""
     train: str
+    """The corpus that it is trained on, as in ``[data]``."""
     train_limit: Annotated[int, Field(ge=1)] | None = None
+    """Train on a random subset of so many questions."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training data."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of AdamW."""
     doc_stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that neighbouring windows share."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows per optimizer step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the steps during which the learning rate rises."""
     scheduler: Scheduler | None = None
+    """How the learning rate falls after the warmup."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """L2 norm to which gradients are clipped."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout of hidden states and attention; the checkpoint's own where nothing is said."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the initial weights of the head and the order of the data."""
     path_integral: bool = False
     """Whether the importance of each weight is collected on the way, as ``si`` needs it; set where
     that method is searched."""
@@ -130,26 +149,33 @@ class Recipe(Section):
 
 
 class Run(Section):
-    """One run's name and seed, and after which epoch to stop although the schedule goes on.
-
-    ``evaluations_per_epoch`` is as in ``[pruning]``: what an epoch measures at its end does not
-    depend on it.
-    """
+    """One run: what it is called, and what of a trial is no parameter."""
 
     name: Name
+    """What the run is called."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the initial weights of the head and the order of the data."""
     stop_after_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many epochs, although the learning rate's schedule goes on."""
     evaluations_per_epoch: EvaluationsPerEpoch = 1
+    """As in ``[pruning]``; what an epoch measures at its end does not depend on it."""
 
 
 class Runtime(Section):
     """How a run uses the hardware; none of it is searched."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Numbers that the model computes with; "auto" is bf16 where a GPU has it, and else fp32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed; "auto" is flash attention where it is installed and GPU and model
+    take it, and else what transformers chooses for the model."""
     compile: bool = False
+    """Whether the model is compiled by torch.compile, whose first steps take a minute or more."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Windows per forward pass of an evaluation."""
     cpu_threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads to compute with on a CPU; torch's own choice, or a worker's share of the cores, where
+    it is left out."""
 
 
 class Training(Runtime, Hyperparameters):
@@ -167,28 +193,36 @@ class Training(Runtime, Hyperparameters):
 class Pruning(Section):
     """When a trial ends early. Losses are validation losses, per window, in nats.
 
-    ``across`` compares a trial with others. With "promote" it waits after ``first_rung`` epochs,
-    after ``reduction_factor`` times as many and so on, and goes on where it is among the best
-    1 / ``reduction_factor`` of those that have come as far. The others compare losses, and end
-    what is worse. Where the file does not say, it is "promote", for which ``epochs`` must have one
-    value; where they are searched, it is "median". Optuna takes no reports in a study with two
-    objectives, so that it is "none" there; a trial that overfits ends early all the same, and
-    ``control_fraction`` keeps its share from that.
-
-    With ``evaluations_per_epoch`` above 1 the validation loss is also measured within an epoch,
-    at equal distances, and a trial that overfits or diverges ends there. ``patience`` is in epochs
-    all the same: it is met by so many times the evaluations in a row.
+    Where the file does not say how trials are compared, they are promoted; in a study that searches
+    ``epochs``, the median is what counts, since promoted trials follow one schedule. Optuna takes no
+    reports in a study with two objectives, so that nothing is compared there; a trial that overfits
+    ends early all the same, and ``control_fraction`` keeps its share from that.
     """
 
     patience: Annotated[int, Field(ge=1)] = 1
+    """For how many epochs in a row the loss must be above its best before a trial ends as
+    overfitting."""
     min_delta: Annotated[float, Field(ge=0)] = 0.05
+    """By how much it must be above its best in each of them, in nats."""
     evaluations_per_epoch: EvaluationsPerEpoch = 1
+    """How often an epoch measures its loss, at equal distances, its end included. Where a look
+    within an epoch shows that a trial overfits or diverges, it ends there. ``patience`` is in
+    epochs all the same: it is met by so many times the evaluations in a row."""
     across: Literal["median", "hyperband", "promote", "none"] = "promote"
+    """How a trial is compared with others: "median" ends what is worse than the median of trials
+    with as many epochs, "hyperband" what Hyperband ends; "promote" ends nothing, but each trial
+    waits at rungs and the better ones go on; "none" compares nothing."""
     startup_trials: Annotated[int, Field(ge=0)] = 5
+    """Trials with as many epochs that must have finished before "median" ends one."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """Epochs of a trial after which "median" ends nothing yet."""
     first_rung: Annotated[int, Field(ge=1)] = 1
+    """With "promote": epochs after which a trial waits for the first time."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """With "promote": of so many trials that have come to a rung, one goes on, and the next rung
+    is after so many times as many epochs."""
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the trials that are never pruned; they show what pruning costs."""
 
     def beside(self, objectives: Sequence[str], *, one_horizon: bool) -> "Pruning":
         """Return what holds in a study: how trials are compared, where the file does not say.
@@ -220,36 +254,38 @@ class Pruning(Section):
 
 
 class Constraints(Section):
-    """What a trial must keep to, or it ranks behind all that do.
-
-    ``max_forgetting``: how far the F1 on ``evaluation.old_task`` may be below the start's, in
-    points. A start that has not learnt that task has nothing to forget.
-    """
+    """What a trial must keep to, or it ranks behind all that do."""
 
     max_forgetting: Annotated[float, Field(ge=0)] | None = None
+    """How far the F1 on ``evaluation.old_task`` may be below the start's, in points. A start that
+    has not learnt that task has nothing to forget."""
 
 
 class Evaluation(Section):
     """How validation questions are answered. Lengths are in tokens."""
 
     n_best: Annotated[int, Field(ge=1)] = 20
+    """Of a window, so many of the best first and of the best last tokens are combined to spans."""
     max_answer_length: Annotated[int, Field(ge=1)] = 30
+    """The longest answer."""
     doc_stride: Annotated[int, Field(ge=0)] = 128
+    """Tokens that neighbouring windows share: one value for all trials, whatever they train with,
+    so that their losses and scores compare."""
     old_task: str | None = None
     """A corpus of a task that starts have learnt before; how much of it is forgotten is measured
     with every checkpoint."""
     old_task_limit: Annotated[int, Field(ge=1)] | None = None
+    """At most so many of its questions, a random subset."""
 
 
 class StudyEvaluation(Evaluation):
-    """How a study's trials are evaluated: each of them, and the best ones beside each other.
-
-    With ``seeds`` above 1, the ``finalists`` best configurations are run that often, each with
-    another seed, before the winner is named; the budget's last trials are theirs.
-    """
+    """How a study's trials are evaluated: each of them, and the best ones beside each other."""
 
     seeds: Annotated[int, Field(ge=1)] = 1
+    """How often each of the best configurations is run, each time with another seed, before the
+    winner is named by the highest mean; the budget's last trials are theirs."""
     finalists: Annotated[int, Field(ge=1)] = 3
+    """How many configurations that are, where ``seeds`` is above 1."""
 
 
 def check_forgetting(study: Study, constraints: Constraints, evaluation: Evaluation) -> None:
@@ -271,8 +307,11 @@ class Budget(Section):
     """What all workers together may spend: whichever runs out first."""
 
     trials: Annotated[int, Field(ge=1)] | None = None
+    """Finished trials, complete or pruned."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs of all trials together."""
     hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of the clock since the first trial began."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -287,6 +326,7 @@ class Artifacts(Section):
     folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
     """A folder that all workers see, or ``s3://BUCKET/PREFIX``."""
     keep: Annotated[int, Field(ge=1)] = 5
+    """How many trials' checkpoints stay, the best ones; the others' are collected."""
 
     @property
     def path(self) -> Path:
