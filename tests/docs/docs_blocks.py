@@ -28,7 +28,7 @@ WHOLE: dict[str, Any] = {
     "search": {
         "start": {"choices": ["base", "v1"]},
         "learning_rate": {"low": 1e-5, "high": 1e-4},
-        "epochs": {"low": 1, "high": 4},
+        "epochs": {"value": 3},
         "weight_decay": {"low": 0.0, "high": 0.1},
         "doc_stride": {"choices": [64, 128]},
     },
