@@ -149,7 +149,7 @@ class Runtime(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     compile: bool = False
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
-    cpu_threads: Annotated[int, Field(ge=1)] | None = None
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Training(Runtime, Hyperparameters):

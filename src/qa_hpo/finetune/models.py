@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     AutoModelForQuestionAnswering,
@@ -17,6 +18,7 @@ from transformers import (
 
 from qa_hpo.errors import CheckpointError, OutOfMemoryError
 from qa_hpo.finetune.memory import telling_of_memory
+from qa_hpo.paths import read_json
 from qa_hpo.squad.windows import check_tokenizer
 
 __all__ = [
@@ -29,6 +31,11 @@ __all__ = [
     "quiet",
     "supports_flash_attention",
 ]
+
+# Labels are of classifiers, of which some know tens of thousands.
+_MOST_LABELS = 1_000_000
+# Built in no time, whatever the weights are.
+_FEW_LAYERS = 100
 
 # What the model families call the dropout of hidden states and of attention weights.
 _DROPOUT_NAMES = (
@@ -54,7 +61,7 @@ def checkpoint_fingerprint(checkpoint: str) -> str:
         return checkpoint
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".txt", ".model"}:
+        if file.suffix in {".safetensors", ".json", ".txt", ".model"} and file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -107,6 +114,7 @@ def load_model(
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        _check_layers(config, checkpoint)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
         with telling_of_memory(checkpoint, "the model"), warnings.catch_warnings():
@@ -190,11 +198,56 @@ def check_place(checkpoint: str) -> None:
         CheckpointError: It is neither.
     """
     folder = Path(checkpoint)
-    if folder.is_dir():
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:  # a name too long
+        raise CheckpointError(f"{checkpoint}: cannot be read: {error.strerror}") from None
+    if is_folder:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: is no checkpoint: it has no config.json")
-    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or folder.exists():
+        _check_labels(folder)
+    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or is_there:
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _check_labels(folder: Path) -> None:
+    """Check that a configuration has few labels: reading it makes a name for each of them.
+
+    Raises:
+        CheckpointError: It has more than any model, or cannot be read.
+    """
+    try:
+        given = read_json(folder / "config.json")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: its config.json is not JSON: {_why(error)}") from None
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{folder}: its config.json is not a JSON object")
+    labels = given.get("num_labels")
+    if isinstance(labels, int) and labels > _MOST_LABELS:
+        raise CheckpointError(
+            f"{folder}: its config.json has num_labels {labels}; a question-answering model has 2"
+        )
+
+
+def _check_layers(config: Any, checkpoint: str) -> None:
+    """Check that a model has no more layers than weights: each is built before any is loaded.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    files = sorted(Path(checkpoint).glob("*.safetensors")) if Path(checkpoint).is_dir() else []
+    if not isinstance(layers, int) or layers <= _FEW_LAYERS or not files:
+        return
+    tensors = 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            tensors += len(opened.keys())
+    if layers > tensors:
+        raise CheckpointError(
+            f"{checkpoint}: its config.json has {layers} layers (num_hidden_layers), and its "
+            f"weights are {tensors} tensors"
+        )
 
 
 def _why(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Answers questions with a checkpoint, its threshold applied."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,8 +181,11 @@ def _here(runtime: Runtime) -> Runtime:
 
 def _threshold(metrics: Path) -> float:
     try:
-        return float(read_json(metrics)["threshold"])
-    except (OSError, ValueError, KeyError, TypeError):
+        threshold = float(read_json(metrics)["threshold"])
+        if not math.isfinite(threshold):
+            raise ValueError(threshold)  # noqa: TRY301  (as bad as no number)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise CheckpointError(
             f"{metrics}: holds no threshold; 'qa-hpo export' writes it beside {CONFIG_NAME}"
         ) from None
+    return threshold

@@ -212,7 +212,8 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
         raise CorpusError(f"{path}: not a folder written by save_to_disk; expected {ACCEPTED}")
     try:
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
+        # A file of it that is no good makes the libraries raise anything.
         raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
@@ -220,7 +221,16 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
                 f'{path}: has no split "{split}" (found: {", ".join(map(str, saved))})'
             )
         saved = saved[split]
-    return _rows(saved, str(path))
+    return _saved_rows(saved, path)
+
+
+def _saved_rows(saved: Any, path: Path) -> Iterator[RawQuestion]:
+    try:
+        yield from _rows(saved, str(path))
+    except CorpusError:
+        raise
+    except Exception as error:  # as above: its rows are read from the disk now
+        raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
 
 
 def _read_hub(source: str, split: str, cache_folder: Path | None) -> Iterator[RawQuestion]:
