@@ -14,7 +14,7 @@ from bench.hostile.inputs import Hostile, good_files, link, put
 from bench.hostile.mutations import CONTROLS, SECRET, as_json, change_bytes, change_tree
 from bench.hostile.valid import Valid, corpus, predictions
 
-__all__ = ["parameters", "storages"]
+__all__ = ["changed_parameters", "changed_storages", "named_parameters", "named_storages"]
 
 _READERS: list[Sequence[str]] = [
     ("status", "told"),
@@ -30,8 +30,8 @@ _ATTRIBUTES = (
 )  # fmt: skip
 
 
-def storages(valid: Valid, seed: int) -> Iterator[Hostile]:
-    """Storages: those with names first, then endless changes to a good one."""
+def named_storages(valid: Valid) -> Iterator[Hostile]:
+    """Storages that somebody thought of."""
     for url in _urls():
         for argv in (("status", "told"), ("check-run", "study.toml")):
             yield _at_url(valid, url, argv)
@@ -39,6 +39,10 @@ def storages(valid: Valid, seed: int) -> Iterator[Hostile]:
         for argv in _READERS[:2]:
             ours = name.startswith(("a study of", "without"))
             yield _opened(valid, name, spoil, argv, "told.db" if ours else "foreign.sqlite")
+
+
+def changed_storages(valid: Valid, seed: int) -> Iterator[Hostile]:
+    """Endless changes to a good database."""
     content = valid.database.read_bytes()
     number = 0
     while True:
@@ -74,7 +78,7 @@ def _urls() -> list[str]:
         f"postgresql://me:{SECRET}@127.0.0.1:1/db?no_such_option=1",
         f"postgresql://me:{SECRET}%ZZ@127.0.0.1:1/db", f"postgresql://:{SECRET}@127.0.0.1:1",
         f"postgresql://me:a@{SECRET}@127.0.0.1:1/db", f"redis://:{SECRET}@127.0.0.1:1",
-        f"http://me:{SECRET}@127.0.0.1:1/", f"journal:///{SECRET}.log",
+        f"http://me:{SECRET}@127.0.0.1:1/", "journal:///x.log",
         f"postgresql://me:{SECRET}\n@127.0.0.1:1/db", f"postgresql://m\x1be:{SECRET}@127.0.0.1:1/d",
         "told", "sqlite:///told.db#x", "sqlite:///%00", "file:///etc/passwd",
     ]  # fmt: skip
@@ -189,10 +193,14 @@ def _changed_value(rng: random.Random) -> tuple[Callable[[Path], None], str]:
 # ---------------------------------------------------------------------------- parameters
 
 
-def parameters(valid: Valid, seed: int) -> Iterator[Hostile]:
-    """Parameters and places: those with names first, then endless strange arguments."""
+def named_parameters(valid: Valid) -> Iterator[Hostile]:
+    """Parameters and places to write to that somebody thought of."""
     for argv in _arguments():
         yield Hostile(f"{argv}"[:200], "command", _all_files(valid), argv)
+
+
+def changed_parameters(valid: Valid, seed: int) -> Iterator[Hostile]:
+    """Endless commands of which one argument is strange."""
     number = 0
     while True:
         rng = random.Random(f"{seed}/command/{number}")

@@ -20,20 +20,23 @@ from bench.hostile.inputs import Hostile, hostile_trees, link, put
 from bench.hostile.mutations import CONTROLS, as_json, change_bytes, change_tree
 from bench.hostile.valid import Valid, corpus, predictions
 
-__all__ = ["corpora"]
+__all__ = ["changed_corpora", "named_corpora"]
 
 
-def corpora(valid: Valid, seed: int, folder: Path) -> Iterator[Hostile]:
-    """Corpora: those with names first, then endless changes.
-
-    Args:
-        valid: What is good.
-        seed: Of the changes.
-        folder: Where a good saved data set is made, once.
-    """
+def named_corpora(valid: Valid, folder: Path) -> Iterator[Hostile]:
+    """Corpora that somebody thought of; a good saved data set is made in a folder, once."""
     yield from (_scored(name, file, content) for name, (file, content) in _named().items())
     yield from (_run(valid, name, content) for name, content in _for_a_model().items())
-    yield from _saved(folder, seed, named=True)
+    good = _good_saved(folder)
+    for name in sorted(path.name for path in good.iterdir()):
+        yield _one_saved(good, f"without {name}", name, None)
+        yield _one_saved(good, f"empty {name}", name, b"")
+        yield _one_saved(good, f"JSON list as {name}", name, b"[]")
+        yield _one_saved(good, f"deep {name}", name, b"[" * 100_000)
+
+
+def changed_corpora(valid: Valid, seed: int, folder: Path) -> Iterator[Hostile]:
+    """Endless changes to corpora of every kind; a good saved data set is made in a folder, once."""
     good = json.dumps(corpus()).encode()
     lines = "\n".join(json.dumps(row) for row in _rows())
     streams: list[Iterator[Hostile]] = [
@@ -49,7 +52,7 @@ def corpora(valid: Valid, seed: int, folder: Path) -> Iterator[Hostile]:
         _damaged(seed, "data.jsonl", lines.encode()),
         _damaged(seed, "data.parquet", _parquet(_rows())),
         _other_columns(seed),
-        _saved(folder, seed, named=False),
+        _changed_saved(_good_saved(folder), seed),
     ]  # fmt: skip
     while True:
         yield from map(next, streams)
@@ -255,20 +258,17 @@ _COLUMNS: list[tuple[str, list[Any]]] = [
 ]
 
 
-def _saved(folder: Path, seed: int, *, named: bool) -> Iterator[Hostile]:
-    """A folder that save_to_disk wrote, damaged in one of its files."""
+def _good_saved(folder: Path) -> Path:
+    """A folder that save_to_disk wrote."""
     good = folder / "saved"
     if not good.exists():
         disable_progress_bars()
         Dataset.from_list(_rows()).save_to_disk(str(good))
+    return good
+
+
+def _changed_saved(good: Path, seed: int) -> Iterator[Hostile]:
     names = sorted(path.name for path in good.iterdir())
-    if named:
-        for name in names:
-            yield _one_saved(good, f"without {name}", name, None)
-            yield _one_saved(good, f"empty {name}", name, b"")
-            yield _one_saved(good, f"JSON list as {name}", name, b"[]")
-            yield _one_saved(good, f"deep {name}", name, b"[" * 100_000)
-        return
     number = 0
     while True:
         rng = random.Random(f"{seed}/saved/{number}")

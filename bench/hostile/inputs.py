@@ -13,7 +13,18 @@ from typing import Any
 from bench.hostile.mutations import as_json, as_toml, change_bytes, change_tree
 from bench.hostile.valid import Valid, corpus, predictions, run_sections, study_sections
 
-__all__ = ["Hostile", "Make", "good_files", "hostile_trees", "link", "put", "studies"]
+__all__ = [
+    "Hostile",
+    "Make",
+    "changed_predictions",
+    "changed_studies",
+    "good_files",
+    "hostile_trees",
+    "link",
+    "named_predictions",
+    "named_studies",
+    "put",
+]
 
 Make = Callable[[Path], None]
 
@@ -72,35 +83,40 @@ def hostile_trees(tree: Any, seed: str, write: Callable[[Any], str]) -> Iterator
 # ---------------------------------------------------------------------------- study files
 
 
-def studies(valid: Valid, seed: int) -> Iterator[Hostile]:
-    """Study files and a run's configurations: those with names first, then endless changes."""
+def _study(
+    valid: Valid, name: str, content: bytes | str, argv: Sequence[str] = ("check", "study.toml")
+) -> Hostile:
+    def make(folder: Path) -> None:
+        good_files(folder, valid)
+        put(folder, "study.toml", content)
 
-    def study(
-        name: str, content: bytes | str, argv: Sequence[str] = ("check", "study.toml")
-    ) -> Hostile:
-        def make(folder: Path) -> None:
-            good_files(folder, valid)
-            put(folder, "study.toml", content)
+    return Hostile(name, "study", make, argv)
 
-        return Hostile(name, "study", make, argv)
 
+def named_studies(valid: Valid) -> Iterator[Hostile]:
+    """Study files that somebody thought of."""
     good = as_toml(study_sections())
     for name, content in _study_texts(good).items():
-        yield study(name, content)
+        yield _study(valid, name, content)
     yield from _study_places(valid)
+
+
+def changed_studies(valid: Valid, seed: int) -> Iterator[Hostile]:
+    """Endless changes to a study file, and to a run's configuration."""
+    good = as_toml(study_sections())
     changed = hostile_trees(study_sections(), f"{seed}/study", as_toml)
     runs = hostile_trees(run_sections(), f"{seed}/run", as_toml)
     number = 0
     while True:
-        yield study(*next(changed))
+        yield _study(valid, *next(changed))
         if number % 4 == 0:
             # The folder is there: the command ends before it trains.
             name, content = next(runs)
-            yield study(f"run {name}", content, ("train", "study.toml", "checkpoint"))
+            yield _study(valid, f"run {name}", content, ("train", "study.toml", "checkpoint"))
         if number % 8 == 0:
             rng = random.Random(f"{seed}/study bytes/{number}")
             what, damaged = change_bytes(good.encode(), rng)
-            yield study(f"bytes {number}: {what}", damaged)
+            yield _study(valid, f"bytes {number}: {what}", damaged)
         number += 1
 
 
@@ -193,40 +209,45 @@ def _study_places(valid: Valid) -> Iterator[Hostile]:
 # ---------------------------------------------------------------------------- predictions
 
 
-def predicted(valid: Valid, seed: int) -> Iterator[Hostile]:
-    """Predictions and null scores: those with names first, then endless changes."""
+def _scored(name: str, answers: Any, scores: Any) -> Hostile:
+    def make(folder: Path) -> None:
+        put(folder, "data.json", corpus())
+        put(folder, "predictions.json", answers)
+        put(folder, "nulls.json", scores)
+
+    argv = ("score", "data.json", "predictions.json", "--null-scores", "nulls.json")
+    return Hostile(name, "predictions", make, argv)
+
+
+def named_predictions() -> Iterator[Hostile]:
+    """Predictions and null scores that somebody thought of."""
     texts, nulls = predictions()
-
-    def scored(name: str, answers: Any, scores: Any) -> Hostile:
-        def make(folder: Path) -> None:
-            put(folder, "data.json", corpus())
-            put(folder, "predictions.json", answers)
-            put(folder, "nulls.json", scores)
-
-        argv = ("score", "data.json", "predictions.json", "--null-scores", "nulls.json")
-        return Hostile(name, "predictions", make, argv)
-
     for name, content in _prediction_texts().items():
-        yield scored(f"predictions: {name}", content, nulls)
-        yield scored(f"nulls: {name}", texts, content)
+        yield _scored(f"predictions: {name}", content, nulls)
+        yield _scored(f"nulls: {name}", texts, content)
     for name, path in {"a folder": ".", "missing": "none.json", "data": "data.json"}.items():
 
         def make(folder: Path) -> None:
             put(folder, "data.json", corpus())
 
         yield Hostile(name, "predictions", make, ("score", "data.json", path))
+
+
+def changed_predictions(seed: int) -> Iterator[Hostile]:
+    """Endless changes to predictions and null scores."""
+    texts, nulls = predictions()
     first = hostile_trees(texts, f"{seed}/predictions", as_json)
     second = hostile_trees(nulls, f"{seed}/nulls", as_json)
     number = 0
     while True:
         name, content = next(first)
-        yield scored(f"predictions {name}", content, nulls)
+        yield _scored(f"predictions {name}", content, nulls)
         name, content = next(second)
-        yield scored(f"nulls {name}", texts, content)
+        yield _scored(f"nulls {name}", texts, content)
         if number % 5 == 0:
             rng = random.Random(f"{seed}/prediction bytes/{number}")
             what, damaged = change_bytes(as_json(texts).encode(), rng)
-            yield scored(f"bytes {number}: {what}", damaged, nulls)
+            yield _scored(f"bytes {number}: {what}", damaged, nulls)
         number += 1
 
 

@@ -19,7 +19,7 @@ from bench.hostile.judging import MARKER
 from bench.hostile.mutations import as_json, change_bytes, change_tree
 from bench.hostile.valid import Valid, corpus
 
-__all__ = ["checkpoints"]
+__all__ = ["changed_checkpoints", "named_checkpoints"]
 
 _CODE = f"""
 import pathlib
@@ -36,11 +36,15 @@ class _Bomb:
         return (exec, (_CODE,))
 
 
-def checkpoints(valid: Valid, seed: int) -> Iterator[Hostile]:
-    """Checkpoints: those with names first, then endless changes."""
+def named_checkpoints(valid: Valid) -> Iterator[Hostile]:
+    """Checkpoints that somebody thought of."""
     for name, spoil in _named().items():
         yield _evaluated(valid, name, spoil)
         yield _checked(valid, name, spoil)
+
+
+def changed_checkpoints(valid: Valid, seed: int) -> Iterator[Hostile]:
+    """Endless changes to the files of a checkpoint, or of an export."""
     trees = ("config.json", "tokenizer.json", "tokenizer_config.json", "metrics.json")
     number = 0
     while True:
@@ -180,6 +184,7 @@ def _named() -> dict[str, Callable[[Path], None]]:
         "head of another size": _configured(num_labels=7, id2label={str(n): "x" for n in range(7)}),
         "vocabulary larger than embeddings": _configured(vocab_size=5),
         "embeddings larger than weights": _configured(vocab_size=100_000),
+        "a billion labels": _configured(num_labels=10**9),
         "a billion layers": _configured(num_hidden_layers=10**9),
         "a million layers": _configured(num_hidden_layers=10**6),
         "huge": _configured(hidden_size=2 * 10**6, num_attention_heads=1),

@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.hostile.commands import parameters, storages
-from bench.hostile.corpora import corpora
-from bench.hostile.inputs import Hostile, predicted, studies
+from bench.hostile.commands import (
+    changed_parameters,
+    changed_storages,
+    named_parameters,
+    named_storages,
+)
+from bench.hostile.corpora import changed_corpora, named_corpora
+from bench.hostile.inputs import (
+    Hostile,
+    changed_predictions,
+    changed_studies,
+    named_predictions,
+    named_studies,
+)
 from bench.hostile.judging import Ended, Fault, judge, listing, run_here
-from bench.hostile.models import checkpoints
+from bench.hostile.models import changed_checkpoints, named_checkpoints
 from bench.hostile.valid import Valid
 
 __all__ = ["SHARES", "Verdict", "hostile_inputs", "try_input"]
@@ -22,7 +33,7 @@ __all__ = ["SHARES", "Verdict", "hostile_inputs", "try_input"]
 SHARES = {
     "study": 30, "corpus": 30, "predictions": 12, "checkpoint": 12, "storage": 10, "command": 6,
 }  # fmt: skip
-"""Of a hundred inputs, how many are of which kind."""
+"""Of a hundred changed inputs, how many are of which kind."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Verdict:
 
 
 def hostile_inputs(valid: Valid, folder: Path, count: int, seed: int = 0) -> Iterator[Hostile]:
-    """So many inputs, always the same for a seed; each kind's named ones come first.
+    """So many inputs, always the same for a seed; those that somebody thought of come first.
 
     Args:
         valid: What they are made from.
@@ -53,23 +64,27 @@ def hostile_inputs(valid: Valid, folder: Path, count: int, seed: int = 0) -> Ite
         count: How many.
         seed: Another seed gives other changes.
     """
+    named = itertools.chain(
+        named_studies(valid), named_corpora(valid, folder), named_predictions(),
+        named_checkpoints(valid), named_storages(valid), named_parameters(valid),
+    )  # fmt: skip
+    return itertools.islice(itertools.chain(named, _changed(valid, folder, seed)), count)
+
+
+def _changed(valid: Valid, folder: Path, seed: int) -> Iterator[Hostile]:
     streams = {
-        "study": studies(valid, seed),
-        "corpus": corpora(valid, seed, folder),
-        "predictions": predicted(valid, seed),
-        "checkpoint": checkpoints(valid, seed),
-        "storage": storages(valid, seed),
-        "command": parameters(valid, seed),
+        "study": changed_studies(valid, seed),
+        "corpus": changed_corpora(valid, seed, folder),
+        "predictions": changed_predictions(seed),
+        "checkpoint": changed_checkpoints(valid, seed),
+        "storage": changed_storages(valid, seed),
+        "command": changed_parameters(valid, seed),
     }
-    given = 0
     for number in itertools.count(1):
         for kind, share in SHARES.items():
             # As evenly as whole numbers allow.
             for _ in range(number * share // 100 - (number - 1) * share // 100):
                 yield next(streams[kind])
-                given += 1
-                if given == count:
-                    return
 
 
 def try_input(hostile: Hostile, folder: Path) -> tuple[Verdict, Ended]:

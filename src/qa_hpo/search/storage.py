@@ -191,6 +191,9 @@ def _parsed(url: str) -> URL:
         # It may be one whose beginning is missing: what stands before an @ is not shown.
         shown = "***@" + url.rpartition("@")[2] if "@" in url else url
         raise StorageError(f"{mask(shown)!r} is not the URL of a storage; give {_FORMS}") from None
+    if "@" in (parsed.host or ""):
+        # Not shown: a part of the password.
+        raise StorageError(f"{mask(url)}: write an @ in the password as %40")
     if parsed.drivername == "postgresql+psycopg":
         try:
             import psycopg  # noqa: F401, PLC0415  (an extra)
