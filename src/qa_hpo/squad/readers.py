@@ -192,6 +192,7 @@ def _read_parquet(path: Path) -> Iterator[RawQuestion]:
             columns = _known_columns(file.schema_arrow.names, str(path))
             rows = 0
             for batch in file.iter_batches(batch_size=1000, columns=columns):
+                batch.validate(full=True)  # offsets that lead out of a column end the process
                 for row in batch.to_pylist():
                     yield RawQuestion(f"row {rows}", row)
                     rows += 1
@@ -211,7 +212,8 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise CorpusError(f"{path}: not a folder written by save_to_disk; expected {ACCEPTED}")
     try:
-        saved = load_from_disk(str(path))
+        # Into memory: to read a mapped file behind its end would end the process.
+        saved = load_from_disk(str(path), keep_in_memory=True)
     except Exception as error:
         # A file of it that is no good makes the libraries raise anything.
         raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
@@ -226,6 +228,8 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
 
 def _saved_rows(saved: Any, path: Path) -> Iterator[RawQuestion]:
     try:
+        # Offsets that lead out of their column would end the process as well.
+        saved.data.validate(full=True)
         yield from _rows(saved, str(path))
     except CorpusError:
         raise
