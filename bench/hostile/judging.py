@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,6 +27,8 @@ SECONDS = 10.0
 """After which a command counts as hanging."""
 MARKER = "code-was-run"
 """The file that code in a model folder would write."""
+# Of the package's own log.
+_WARNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING \S")
 _MOST_LINES = 25
 _LONGEST_LINE = 1500
 # Whole when they are there, and of use to the next command: windows, and the file beside a database
@@ -199,8 +202,8 @@ def judge(ended: Ended, before: Mapping[str, str], after: Mapping[str, str]) -> 
 
 
 def _wrong_words(ended: Ended) -> Iterator[str]:
-    lines = ended.err.split("\n")
-    if ended.code == 0 and ended.err:
+    lines = [line for line in ended.err.split("\n") if not _WARNING.match(line)]
+    if ended.code == 0 and lines != [""]:
         yield f"said on success: {ended.err[:300]!r}"
     if ended.code != 0:
         if lines[-1] or not lines[0]:

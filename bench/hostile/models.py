@@ -94,6 +94,26 @@ def _configured(**changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def _tokenizer_configured(**changes: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        put(folder, path.name, json.loads(path.read_bytes()) | changes)
+
+    return spoil
+
+
+def _templated(change: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
+    """The pair is [CLS] question [SEP] context [SEP]."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_bytes())
+        change(tokenizer["post_processor"]["pair"])
+        put(folder, path.name, tokenizer)
+
+    return spoil
+
+
 def _remote_code(**model: Any) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         put(folder, "mine.py", _CODE)
@@ -213,6 +233,15 @@ def _named() -> dict[str, Callable[[Path], None]]:
             "tokenizer_config.json", {"tokenizer_class": "BertTokenizerFast"}
         ),
         "tokenizer class unknown": _writes("tokenizer_config.json", {"tokenizer_class": "os.x"}),
+        "tokens that the model has not": _tokenizer_configured(unk_token=" "),
+        "lengths that are no numbers": _tokenizer_configured(model_max_length="64"),
+        "a template of unknown tokens": _templated(
+            lambda pair: pair[0]["SpecialToken"].update(id="[NONE]")
+        ),
+        "a template without the context": _templated(lambda pair: pair.pop(3)),
+        "a template of unknown types": _templated(
+            lambda pair: pair[3]["Sequence"].update(type_id=200)
+        ),
         "chat template": _writes("chat_template.jinja", "{{ cycler.__init__.__globals__ }}"),
         "weights cut to 0": _cut(0),
         "weights cut to 7": _cut(7),

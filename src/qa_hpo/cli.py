@@ -76,8 +76,10 @@ def main() -> NoReturn:
         if error.filename is None:
             _fail(1, legible(f"{error} (--debug tells more)"))
         _fail(1, legible(f"{os.fsdecode(error.filename)}: {error.strerror}"))
-    except Exception as error:
-        if _debugging():
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        expected = isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
+        if _debugging() or not expected:
             raise
         _fail(1, legible(f"{type(error).__name__}: {error} (--debug tells more)"))
 
@@ -352,6 +354,8 @@ def answer(
     """
     from qa_hpo.finetune.predictor import QuestionAnswerer
 
+    if context.is_char_device() or context.is_block_device():
+        raise InputError(f"{context}: is a device, not a file; - reads the terminal")
     try:
         text = sys.stdin.read() if str(context) == "-" else context.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

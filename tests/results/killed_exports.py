@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+from test_export import exported
+
 from processes import dies_in
 from qa_hpo.results.export import write_export
-from test_export import exported
 
 
 def export_and_die(folder: Path, out: Path, where: str) -> None:

@@ -6,12 +6,12 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from killed_exports import export_and_die
+from test_export import exported
+
 from processes import finished, start
 from qa_hpo.paths import new_folder
 from qa_hpo.results.export import write_export
-from test_export import exported
 
 
 def names(folder: Path) -> set[str]:
@@ -20,6 +20,11 @@ def names(folder: Path) -> set[str]:
 
 def killed(folder: Path, where: str) -> None:
     finished(start(export_and_die, folder, folder / "out", where), code=-signal.SIGKILL)
+
+
+def fail_to_make(out: Path) -> None:
+    with new_folder(out, replace=True):
+        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "replaced"])
@@ -31,10 +36,10 @@ def test_the_next_export_is_whole_and_clears_up(where: str, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
     (left,) = names(tmp_path) - {"checkpoint"}
     assert left.startswith(".out.")
-    # The one that was put aside is back as soon as anything is made there, and fails.
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out", replace=True):
-        assert (tmp_path / "out" / "mine.txt").is_file() == (where == "replaced")
-        raise ZeroDivisionError
+    # The one that was put aside is back as soon as anything is made there, even if that fails.
+    with pytest.raises(ZeroDivisionError):
+        fail_to_make(tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").is_file() == (where == "replaced")
     assert names(tmp_path) == {"checkpoint"} | ({"out"} if where == "replaced" else set())
     assert write_export(exported(tmp_path), tmp_path / "out", force=True)
     assert names(tmp_path) == {"checkpoint", "out"}

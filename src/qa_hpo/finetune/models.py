@@ -1,6 +1,7 @@
 """Checkpoints to tokenizers and extractive question-answering models, safely."""
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qa_hpo.errors import CheckpointError, OutOfMemoryError
+from qa_hpo.errors import CheckpointError, OutOfMemoryError, WindowError
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.paths import read_json
-from qa_hpo.squad.windows import check_tokenizer
+from qa_hpo.squad.windows import Windows, check_tokenizer
 
 __all__ = [
     "check_place",
+    "check_windows",
     "checkpoint_fingerprint",
     "has_trained_head",
     "load_model",
@@ -82,9 +84,15 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{checkpoint}: no tokenizer could be loaded: {_why(error)}"
         ) from None
-    check_tokenizer(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{checkpoint}: its tokenizer is not a fast one")
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, (int, float)) or not limit > 0:
+        raise CheckpointError(
+            f"{checkpoint}: its tokenizer's model_max_length is {limit!r}, not a number above 0"
+        )
+    _check_template(tokenizer, checkpoint)
+    check_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -181,6 +189,36 @@ def position_limit(config: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def check_windows(windows: Windows, config: Any, checkpoint: str) -> None:
+    """Check that a model has an embedding for everything that windows hold.
+
+    Args:
+        windows: The windows.
+        config: The model's configuration.
+        checkpoint: Where it and the tokenizer are from.
+
+    Raises:
+        WindowError: A window is longer than the model has positions, or the tokenizer has tokens
+            or token types that the model has not.
+    """
+    limit = position_limit(config)
+    if limit is not None and (longest := int(windows.lengths.max(initial=0))) > limit:
+        raise WindowError(
+            f"{checkpoint}: a window has {longest} tokens and the model {limit} positions; lower "
+            "data.max_length"
+        )
+    held = {"token": windows.input_ids, "token type": windows.token_type_ids}
+    known = {"token": "vocab_size", "token type": "type_vocab_size"}
+    for what, ids in held.items():
+        size = getattr(config, known[what], None)
+        if ids is None or not isinstance(size, int) or not 0 < size <= ids.max(initial=0):
+            continue
+        raise WindowError(
+            f"{checkpoint}: its tokenizer gives the {what} {ids.max()}, and its config.json has "
+            f"{known[what]} {size}; they are not of the same model"
+        )
+
+
 def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
     # Some configurations say 0 where they mean 0.0.
     given = {name: getattr(config, name, None) for name in _DROPOUT_NAMES}
@@ -199,7 +237,7 @@ def check_place(checkpoint: str) -> None:
     """
     folder = Path(checkpoint)
     try:
-        is_folder, is_there = folder.is_dir(), folder.exists()
+        is_folder, is_there = folder.is_dir(), folder.exists() or folder.is_symlink()
     except OSError as error:  # a name too long
         raise CheckpointError(f"{checkpoint}: cannot be read: {error.strerror}") from None
     if is_folder:
@@ -208,6 +246,28 @@ def check_place(checkpoint: str) -> None:
         _check_labels(folder)
     elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or is_there:
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
+    """Check that a tokenizer has the special tokens that it puts around texts: it panics if not.
+
+    Raises:
+        CheckpointError: It lacks some.
+    """
+    processor: Any = tokenizer.backend_tokenizer.post_processor
+    if processor is None:
+        return
+    state = json.loads(processor.__getstate__())
+    for template in state.get("processors", [state]):
+        if template.get("type") != "TemplateProcessing":
+            continue
+        pieces = [*template["single"], *template["pair"]]
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if lacking := sorted(named - template["special_tokens"].keys()):
+            raise CheckpointError(
+                f"{checkpoint}: its tokenizer's post-processor puts the token {lacking[0]!r} "
+                "beside texts, and does not have it"
+            )
 
 
 def _check_labels(folder: Path) -> None:

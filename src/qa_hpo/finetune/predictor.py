@@ -13,7 +13,7 @@ from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
+from qa_hpo.finetune.models import check_windows, load_model, load_tokenizer, position_limit, quiet
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
 from qa_hpo.squad.corpus import Corpus
@@ -117,6 +117,7 @@ class QuestionAnswerer:
             max_length=self.max_length,
             doc_stride=self.evaluation.doc_stride,
         )
+        check_windows(windows, self.model.config, self.model.name_or_path or "the model")
         return forward_pass(
             self.model,
             collator(windows, self.tokenizer),

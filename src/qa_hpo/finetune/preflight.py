@@ -11,6 +11,7 @@ from qa_hpo.errors import CheckpointError, CorpusError, WindowError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
     check_place,
+    check_windows,
     checkpoint_fingerprint,
     position_limit,
     quiet,
@@ -181,8 +182,13 @@ def _describe(checkpoint: str, place: str, max_length: int) -> str:
 def _cut(
     file: StudyFile, inputs: Inputs, checkpoint: str, corpus: Corpus, stride: int, what: str
 ) -> None:
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     try:
-        inputs.windows(corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride)
+        check_windows(
+            inputs.windows(corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride),
+            config,
+            checkpoint,
+        )
     except WindowError as error:
         raise WindowError(f"{checkpoint}, {what} windows: {error}") from None
 

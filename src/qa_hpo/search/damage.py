@@ -7,11 +7,12 @@ value that somebody changed is named instead of failing wherever it is first use
 import contextlib
 import math
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Annotated, Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.errors import StorageError
@@ -26,6 +27,16 @@ __all__ = ["check_study_attributes", "check_trials", "telling_of_damage"]
 Number = float | int | None
 
 
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("has no time zone")
+    return text
+
+
+# Of files in a folder.
+_Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z][\w.-]*$")]
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -36,7 +47,7 @@ class _StudyAttributes(_Stored):
     data: dict[str, str]
     versions: dict[str, str]
     failures_forgiven: int = 0
-    begun: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    begun: Annotated[str, AfterValidator(_moment)] | None = None
 
 
 class _Epoch(_Stored):
@@ -77,10 +88,10 @@ class _Kept(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     epoch: int
-    resume: str | None
-    checkpoint: str
+    resume: _Key | None
+    checkpoint: _Key
     checkpoint_epoch: int
-    answers: str | None = None
+    answers: _Key | None = None
 
 
 _STUDY = TypeAdapter(_StudyAttributes)

@@ -67,7 +67,8 @@ def read_source(source: str, split: str, cache_folder: Path | None) -> Iterator[
     """
     path = Path(source).expanduser()
     try:
-        exists, is_folder = path.exists(), path.is_dir()
+        # A link to nothing is meant as a file, not as a hub id.
+        exists, is_folder = path.exists() or path.is_symlink(), path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be entered
         raise CorpusError(f"{source}: cannot be read: {error.strerror}") from error
     if not exists:
@@ -94,6 +95,8 @@ def read_source(source: str, split: str, cache_folder: Path | None) -> Iterator[
 
 def _read_text(path: Path) -> str:
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise CorpusError(f"{path}: is a device, not a file")
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
