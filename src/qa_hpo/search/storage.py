@@ -189,7 +189,8 @@ def _parsed(url: str) -> URL:
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
         # It may be one whose beginning is missing: what stands before an @ is not shown.
-        shown = "***@" + url.rpartition("@")[2] if "@" in url else url
+        bare = "@" in url and "://" not in url
+        shown = "***@" + url.rpartition("@")[2] if bare else url
         raise StorageError(f"{mask(shown)!r} is not the URL of a storage; give {_FORMS}") from None
     if "@" in (parsed.host or ""):
         # Not shown: a part of the password.

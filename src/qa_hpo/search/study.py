@@ -264,6 +264,7 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
             f"{storage.shown}: study {file.study.name!r} is of an earlier version of qa_hpo; "
             "choose another study.name"
         )
+    check_study_attributes(attributes, storage.shown, file.study.name)
     key = storage.rdb.get_study_id_from_name(file.study.name)
     space = SearchSpace(file)
     prior = prior_trials(attributes.get(LEARNT, ()), space)
@@ -287,9 +288,9 @@ def _stored_file(name: str, storage: StudyStorage) -> StudyFile:
     attributes = _attributes(name, storage) or {}
     if STUDY_FILE not in attributes:
         raise StorageError(f"{storage.shown}: study {name!r} was deleted or renamed")
-    check_study_attributes(attributes, storage.shown, name)
     try:
-        return parse_study(attributes[STUDY_FILE], f"study {name!r}")
+        # As JSON, whatever else another program has put there: then it is not valid.
+        return parse_study(str(attributes[STUDY_FILE]), f"study {name!r}")
     except StudyFileError as error:
         mistakes = "; ".join(error.lines)
         raise StorageError(
