@@ -76,9 +76,9 @@ docs-serve: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 
-## soak: faults for about twenty minutes: workers killed and databases stopped under a study
+## soak: workers killed and databases stopped under a study, and hostile input; half an hour
 soak: $(VENV)/.dev
-	$(BIN)/python -m bench soak
+	$(BIN)/python -m bench soak hostile
 
 ## bench-search: search strategies beside each other, replayed on recorded learning curves
 bench-search: $(VENV)/.dev

@@ -24,13 +24,14 @@ BENCHMARKS = {
 BY_NAME = {
     "trial_profile": "bench.trial_profile",
     "soak": "bench.soak",
+    "hostile": "bench.hostile.measuring",
     "retention": "bench.retention",
     "search": "bench.strategies",
 }
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
 # How costs grow is clearer without threads, and the soak's workers share the cores.
-ON_ONE_THREAD = {"growth", "soak", "search"}
+ON_ONE_THREAD = {"growth", "soak", "search", "hostile"}
 # Read when the libraries are imported, so they are set before the benchmark's module is.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -20,6 +20,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how much hostile input was tried, by kind."""
+    passed = terminalreporter.stats.get("passed", [])
+    tried = {
+        name.removeprefix("hostile "): count
+        for report in passed
+        for name, count in report.user_properties
+        if name.startswith("hostile ")
+    }
+    if tried:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in tried.items())
+        terminalreporter.write_line(f"hostile inputs: {sum(tried.values())} ({kinds})")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with the real SQuAD files (QA_HPO_REAL_DATA, or beside the project)."""

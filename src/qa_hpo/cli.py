@@ -5,13 +5,14 @@ torch.
 """
 
 import gc
+import io
 import json
 import logging
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,10 +33,13 @@ from qa_hpo.arguments import (
 from qa_hpo.cli_results import commands
 from qa_hpo.config import DEFAULT_STORAGE, load_study_file, storage_url
 from qa_hpo.errors import InputError, QaHpoError, WorkError
+from qa_hpo.legible import legible
 
 __all__ = ["app", "main"]
 
 _DEBUG = "QA_HPO_DEBUG"
+# Of all that is wrong with arguments; typer has no public name for it.
+_ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="qa-hpo",
@@ -50,24 +54,53 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; errors for people are one line each, and the exit code is theirs."""
+    _print_anything()
     try:
-        app()
-        sys.exit(0)
+        sys.exit(app(standalone_mode=False) or 0)
     except QaHpoError as error:
         if _debugging():
             traceback.print_exc()
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error.exit_code, *error.lines)
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # what it says is the help
+            error.show()
+            sys.exit(error.exit_code)
+        command = getattr(getattr(error, "ctx", None), "command_path", app.info.name)
+        said = error.format_message().rstrip(".")
+        _fail(error.exit_code, legible(f"{said}; see '{command} --help'"))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
-    except Exception as error:
+    except OSError as error:
         if _debugging():
             raise
-        message = " ".join(str(error).split())
-        typer.echo(f"error: {type(error).__name__}: {message} (--debug tells more)", err=True)
-        sys.exit(1)
+        if error.filename is None:
+            _fail(1, legible(f"{error} (--debug tells more)"))
+        _fail(1, legible(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        expected = isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
+        if _debugging() or not expected:
+            raise
+        _fail(1, legible(f"{type(error).__name__}: {error} (--debug tells more)"))
+
+
+def _fail(code: int, *lines: str) -> NoReturn:
+    for line in lines:
+        typer.echo(f"error: {line}", err=True)
+    sys.exit(code)
+
+
+def _print_anything() -> None:
+    """Write what the output's encoding has no name for as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _tell(text: str) -> None:
+    """Print one line that may hold names from anywhere."""
+    typer.echo(legible(text))
 
 
 def _debugging() -> bool:
@@ -136,9 +169,13 @@ def demo(
     """
     from qa_hpo.demo import write_demo
 
-    for path in write_demo(folder):
-        typer.echo(f"{path}")
-    typer.echo(f"Next: qa-hpo run {folder / 'study.toml'}")
+    try:
+        paths = list(write_demo(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+    for path in paths:
+        _tell(f"{path}")
+    _tell(f"Next: qa-hpo run {folder / 'study.toml'}")
 
 
 @app.command()
@@ -156,14 +193,14 @@ def init(
 
     from qa_hpo.paths import write_text
 
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; choose another name, or --force")
     text = files("qa_hpo").joinpath("study_template.toml").read_text(encoding="utf-8")
     try:
+        if path.exists() and not force:
+            raise InputError(f"{path}: exists; choose another name, or --force")
         write_text(path, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    typer.echo(f"{path}: set [data] and [starts], then: qa-hpo check {path}")
+    _tell(f"{path}: set [data] and [starts], then: qa-hpo check {path}")
 
 
 @app.command()
@@ -205,7 +242,7 @@ def check(
         typer.echo(json.dumps(costs.as_dict(), indent=2))
     else:
         print_forecast(costs)
-        typer.echo(f"{study}: good")
+        _tell(f"{study}: good")
 
 
 @app.command()
@@ -389,11 +426,16 @@ def answer(
     """
     from qa_hpo.finetune.predictor import QuestionAnswerer
 
+    if context.is_char_device() or context.is_block_device():
+        raise InputError(f"{context}: is a device, not a file; - reads the terminal")
     try:
         text = sys.stdin.read() if str(context) == "-" else context.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{context}: cannot be read: {why}") from None
+    for what, given in ((context, text), ("--question", question)):
+        if any("\ud800" <= char <= "\udfff" for char in given):
+            raise InputError(f"{what}: is not UTF-8 text")
     if not text.strip() or not question.strip():
         raise InputError(f"{'--question' if text.strip() else context}: is empty")
     found = QuestionAnswerer.from_pretrained(model).answer(question, text)
@@ -401,7 +443,7 @@ def answer(
         found_at = {name: value for name, value in vars(found).items() if name != "text"}
         typer.echo(json.dumps({"question": question, "answer": found.text, **found_at}))
     else:
-        typer.echo(
+        _tell(
             f"{found.text or 'no answer'}  (score {found.score:.2f}, answers from "
             f"{-found.threshold:.2f} on)"
         )

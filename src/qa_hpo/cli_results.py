@@ -8,6 +8,7 @@ import typer
 
 from qa_hpo.arguments import ForceOption, JsonOption, StorageOption, StudyArgument
 from qa_hpo.completing import one_of
+from qa_hpo.legible import legible
 
 __all__ = ["commands"]
 
@@ -113,7 +114,7 @@ def report(
     form = check_place(out, form, force=force)
     with open_study(study, storage) as joined:
         write_report(study_report(joined), out, form=form, force=force)
-    typer.echo(f"{out}: one file, {out.stat().st_size / 1000:,.0f} kB")
+    typer.echo(legible(f"{out}: one file, {out.stat().st_size / 1000:,.0f} kB"))
 
 
 @commands.command()
@@ -182,4 +183,4 @@ def export(
     if (rule := exported.facts.get("rule")) is not None:
         line += f"; chosen by {rule}"
         line += "" if prefer is not None else f" (--prefer {RULES} chooses otherwise)"
-    typer.echo(line)
+    typer.echo(legible(line))

@@ -26,6 +26,7 @@ from qa_hpo.parameters import (
     Parameters,
     Retention,
     Scalar,
+    check_conditions,
     checked,
     flattened,
     parameter_of,
@@ -44,6 +45,7 @@ from qa_hpo.sections import (
     Constraints,
     Data,
     Evaluation,
+    Name,
     Pruning,
     Recipe,
     Run,
@@ -89,7 +91,8 @@ class _Job(Section):
     """What a study and a single run have in common."""
 
     data: Data
-    starts: Annotated[dict[str, Start], Field(min_length=1)]
+    # The names are those of folders in the cache, too.
+    starts: Annotated[dict[Name, Start], Field(min_length=1)]
     """From which checkpoints fine-tuning may start, by name: a hub id, a folder, or a recipe."""
     evaluation: Evaluation = Evaluation()
 
@@ -116,14 +119,16 @@ class _Job(Section):
             PlacedError: A recipe names a start that does not exist, or itself.
         """
         chain = [name]
+        seen = {name}
         while isinstance(start := self.starts[chain[-1]], Recipe):
             where = f"starts.{chain[-1]}.from"
             if start.from_ not in self.starts:
                 hint = nearest(start.from_, self.starts)
                 raise PlacedError(where, f"no start is called {start.from_!r}; {hint}")
-            if start.from_ in chain:
+            if start.from_ in seen:
                 raise PlacedError(where, f"goes round: {' from '.join([*chain, start.from_])}")
             chain.append(start.from_)
+            seen.add(start.from_)
         return chain
 
     def old_training(self, start: str) -> tuple[str, int | None] | None:
@@ -216,6 +221,7 @@ class StudyFile(_Job):
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         self._check_start_dimension()
+        check_conditions(self.search, self.defaults)
         self._complete_retention()
         for name, dimension in self.search.items():
             for other in dimension.when or {}:

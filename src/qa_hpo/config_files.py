@@ -9,9 +9,15 @@ import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from qa_hpo.errors import StudyFileError
+from qa_hpo.legible import legible
 from qa_hpo.validation import explain
 
 __all__ = ["mistakes", "read_toml", "to_toml", "validated"]
+
+# A study of a hundred starts has some thousand bytes: what is much longer is something else. The
+# parser's time grows with the square of a key's parts.
+_MOST_BYTES = 1_000_000
+_MOST_DOTS = 1000
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -28,14 +34,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         StudyFileError: It is not there, or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise StudyFileError(
+                f"{path}: is no study file: it has more than {_MOST_BYTES:,} bytes"
+            )
+        text = content.decode("utf-8-sig")
+        if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+            raise StudyFileError(f"{path}: is no study file: a key in it has too many parts")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise StudyFileError(f"{path}: no such file (looked in {Path.cwd()})") from None
     except OSError as error:
         raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise StudyFileError(f"{path}: is not UTF-8 text: {error.reason}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise StudyFileError(f"{path}: is nested too deeply") from None
+    except ValueError as error:  # a tomllib.TOMLDecodeError, or a number of thousands of digits
         raise StudyFileError(f"{path}: is not TOML: {error}") from None
 
 
@@ -48,10 +65,12 @@ def validated(model: type[Config], given: dict[str, Any], path: Path) -> Config:
     try:
         # By way of JSON, whose arrays are good tuples in strict mode too.
         return model.model_validate_json(json.dumps(given, default=str))
+    except RecursionError:
+        raise StudyFileError(f"{path}: is nested too deeply") from None
     except ValidationError as error:
         raise StudyFileError(mistakes(error, model, str(path))) from None
 
 
 def mistakes(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """Return one line for each mistake, each of which begins with ``source``."""
-    return "\n".join(f"{source}: {line}" for line in explain(error, model))
+    return "\n".join(legible(f"{source}: {line}") for line in explain(error, model))

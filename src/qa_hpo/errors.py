@@ -20,6 +20,8 @@
 The message is what the user reads: what is wrong, where, and what would be valid.
 """
 
+from qa_hpo.legible import legible
+
 __all__ = [
     "ArtifactError",
     "CheckpointError",
@@ -39,11 +41,19 @@ __all__ = [
     "WorkError",
 ]
 
+# Who has made as many mistakes mends these first.
+_MOST_LINES = 20
+
 
 class QaHpoError(Exception):
     """Base of every error that is told to the user in one line."""
 
     exit_code = 1
+
+    @property
+    def lines(self) -> list[str]:
+        """The message as it is shown: one line, whatever names are in it."""
+        return [legible(str(self))]
 
 
 class InputError(QaHpoError):
@@ -53,7 +63,19 @@ class InputError(QaHpoError):
 
 
 class StudyFileError(InputError):
-    """A study file or configuration that cannot be used."""
+    """A study file or configuration that cannot be used.
+
+    Its message has a line for each mistake, none of which holds a line break of its own.
+    """
+
+    @property
+    def lines(self) -> list[str]:
+        """The mistakes as they are shown, each in one line; only so many of them."""
+        lines = [legible(line) for line in str(self).split("\n")]
+        if len(lines) > _MOST_LINES:
+            more = len(lines) - _MOST_LINES + 1
+            lines[_MOST_LINES - 1 :] = [f"and {more:,} more mistakes"]
+        return lines
 
 
 class CorpusError(InputError):

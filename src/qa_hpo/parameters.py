@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from qa_hpo.validation import Section, reason
+from qa_hpo.validation import PlacedError, Section, reason
 
 __all__ = [
     "METHODS",
@@ -18,6 +18,7 @@ __all__ = [
     "Retention",
     "Scalar",
     "Scheduler",
+    "check_conditions",
     "checked",
     "flattened",
     "is_whole",
@@ -295,3 +296,33 @@ class Dimension(Section):
         if self.choices is not None:
             update["choices"] = [checked(name, choice) for choice in self.choices]
         return self.model_copy(update=update)
+
+
+def check_conditions(search: Mapping[str, Dimension], defaults: Parameters) -> None:
+    """Check that each condition of a dimension is met by some value of the other one.
+
+    Args:
+        search: What is searched.
+        defaults: What a parameter is where it is not searched.
+
+    Raises:
+        PlacedError: A condition names a value that the other parameter never has.
+    """
+    never_searched = defaults.flat()
+    for name, dimension in search.items():
+        for other, values in (dimension.when or {}).items():
+            for value in values if isinstance(values, list) else [values]:
+                searched = search.get(other)
+                if searched is None or value == never_searched.get(other):
+                    continue
+                if not _has(searched, value):
+                    raise PlacedError(
+                        f"search.{name}.when.{other}", f"{value!r} is not in search.{other}"
+                    )
+
+
+def _has(dimension: Dimension, value: Scalar) -> bool:
+    try:
+        return dimension.contains(value)
+    except (TypeError, ValueError, OverflowError):
+        return False

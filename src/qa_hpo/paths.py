@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -151,14 +152,16 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         final: The folder's place.
         replace: Whether ``final`` may hold something, which is then removed. A full folder cannot
             be replaced in one step: it is put aside, and back again if the new one cannot come.
+            What a process left there that was killed is removed first, or put back.
 
     Raises:
         OSError: ``final`` is not an empty folder, and ``replace`` is False.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    new, old = workshop / "new", workshop / "old"
-    try:
+    if replace:
+        _clear_up(final)
+    with _workshop(final) as workshop:
+        new, old = workshop / "new", workshop / "old"
         new.mkdir()
         yield new
         if replace and final.exists():
@@ -169,8 +172,45 @@ def new_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
             if old.exists():
                 old.replace(final)
             raise
+
+
+@contextlib.contextmanager
+def _workshop(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``final`` that is gone after the block, and locked during it."""
+    descriptor = -1
+    while True:
+        workshop = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        try:
+            descriptor = os.open(workshop, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if workshop.is_dir():  # else it was taken for a dead one's before it was locked
+                break
+        except FileNotFoundError:
+            continue
+        os.close(descriptor)
+    try:
+        yield workshop
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _clear_up(final: Path) -> None:
+    """Remove what killed processes left beside ``final``; if it was put aside, put it back."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.{'[a-z0-9_]' * 8}"):
+        if not left.is_dir() or not {path.name for path in left.iterdir()} <= {"new", "old"}:
+            continue
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            # Where there are no locks, nobody can tell whether its process lives: it stays.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (left / "old").is_dir() and not final.exists():
+                    (left / "old").replace(final)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

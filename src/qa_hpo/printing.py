@@ -13,12 +13,12 @@ from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
 from qa_hpo.errors import MissingStudyError, OutageError, StorageError
+from qa_hpo.legible import legible, mask
 from qa_hpo.results.progress import Snapshot, describe_trial, headline, render, snapshot
 from qa_hpo.search.asking import release_trials
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.retrying import first_line
-from qa_hpo.search.storage import mask
 from qa_hpo.search.study import foreseen, told_if_gone
 from qa_hpo.search.trials import DOING
 from qa_hpo.workers.launcher import Death, Launcher
@@ -53,7 +53,7 @@ def console() -> Console:
 
 def print_line(text: str) -> None:
     """Print one line."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(legible(text), markup=False, soft_wrap=True)
 
 
 def print_epoch(record: "EpochRecord") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qa_hpo.config import Budget, StudyFile
 from qa_hpo.errors import MissingStudyError
+from qa_hpo.legible import mask
 from qa_hpo.paths import CachePaths
 from qa_hpo.printing import print_line
 from qa_hpo.printing_forecast import describe_places
@@ -13,7 +14,7 @@ from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.running import known_commits, look
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.storage import mask, open_storage
+from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import continued, foreseen
 from qa_hpo.workers.local import places
 from qa_hpo.workers.options import LaunchOptions

@@ -23,6 +23,7 @@ from qa_hpo.printing import print_epoch, print_line, print_preflight, tell_death
 from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.budget import BudgetStep
+from qa_hpo.search.damage import check_trials, telling_of_damage
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.space import SearchSpace
 from qa_hpo.search.storage import open_storage
@@ -89,12 +90,13 @@ def examine(file: StudyFile, inputs: "Inputs", *, probe: bool = True) -> "Prefli
     for entry in file.baseline:
         space.baseline(entry)
     store = open_store(file.artifacts.folder)
-    if probe:
-        store.check()
     # Imported here: the other commands on studies start without torch.
     from qa_hpo.finetune.preflight import preflight  # noqa: PLC0415
 
-    return preflight(file, inputs)
+    found = preflight(file, inputs)
+    if probe:  # last of all, since it makes the folder
+        store.check()
+    return found
 
 
 def look(
@@ -267,8 +269,15 @@ def train_once(path: Path, out: Path, *, force: bool) -> None:
         WorkError: The training diverged before an epoch could be measured.
     """
     config = load_run_config(path)
-    if out.exists() and not (force and (out / CONFIG_NAME).is_file()):
+    try:
+        taken = out.exists() and not (force and (out / CONFIG_NAME).is_file())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{out}: exists; choose another folder, or --force to replace an export")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{out}: cannot be written: {above.name} is no folder")
     from qa_hpo.finetune.run import fine_tune  # noqa: PLC0415
     from qa_hpo.results.export import Exported, write_export  # noqa: PLC0415
 
@@ -315,6 +324,11 @@ def open_study(study: StudyFile | str | Path, storage: str | None) -> Iterator[J
         name, url = str(study), storage or os.environ.get("QA_HPO_STORAGE") or DEFAULT_STORAGE
     opened = open_storage(url, create=False)
     try:
-        yield load_study(name, opened)
+        # Optuna reads its rows without a look at what else than JSON and numbers they may be.
+        with telling_of_damage(opened, ValueError, RecursionError, AssertionError):
+            joined = load_study(name, opened)
+            check_trials(joined)
+        with telling_of_damage(opened):
+            yield joined
     finally:
         opened.close()

@@ -173,7 +173,7 @@ class Runtime(Section):
     """Whether the model is compiled by torch.compile, whose first steps take a minute or more."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     """Windows per forward pass of an evaluation."""
-    cpu_threads: Annotated[int, Field(ge=1)] | None = None
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads to compute with on a CPU; torch's own choice, or a worker's share of the cores, where
     it is left out."""
 
@@ -193,10 +193,10 @@ class Training(Runtime, Hyperparameters):
 class Pruning(Section):
     """When a trial ends early. Losses are validation losses, per window, in nats.
 
-    Where the file does not say how trials are compared, they are promoted; in a study that searches
-    ``epochs``, the median is what counts, since promoted trials follow one schedule. Optuna takes no
-    reports in a study with two objectives, so that nothing is compared there; a trial that overfits
-    ends early all the same, and ``control_fraction`` keeps its share from that.
+    Where the file does not say how trials are compared, they are promoted; in a study that
+    searches ``epochs``, the median is what counts, since promoted trials follow one schedule.
+    Optuna takes no reports in a study with two objectives, so that nothing is compared there; a
+    trial that overfits ends early all the same, and ``control_fraction`` keeps its share from that.
     """
 
     patience: Annotated[int, Field(ge=1)] = 1

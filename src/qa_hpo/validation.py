@@ -79,9 +79,13 @@ def explain(failure: ValidationError, model: type[BaseModel]) -> list[str]:
             why += f", got {error['input']!r}"
         lines.setdefault(place, f"{_path(place)}: {why}" if place else why)
     # A key that is missing because it is misspelt is one mistake, not two.
-    missing = {(place[:-1], place[-1]) for place in lines if lines[place].endswith(": missing")}
+    missing = {
+        (place[:-1], place[-1]) for place in lines if place and lines[place].endswith(": missing")
+    }
     return [
-        line for place, line in lines.items() if (place[:-1], place[-1]) not in missing & misspelt
+        line
+        for place, line in lines.items()
+        if not place or (place[:-1], place[-1]) not in missing & misspelt
     ]
 
 

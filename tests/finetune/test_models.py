@@ -57,8 +57,14 @@ def refused(load: Callable[..., Any], checkpoint: Path | str, **options: Any) ->
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such checkpoint folder"),
     "no config.json": (lambda x: (x / "config.json").unlink(), "it has no config.json"),
-    "config.json is no JSON": (lambda x: (x / "config.json").write_text("{"), "not a valid JSON"),
-    "config.json is a list": (lambda x: (x / "config.json").write_text("[]"), "`model_type` key"),
+    "config.json is no JSON": (
+        lambda x: (x / "config.json").write_text("{"),
+        "its config.json is not JSON",
+    ),
+    "config.json is a list": (
+        lambda x: (x / "config.json").write_text("[]"),
+        "its config.json is not a JSON object",
+    ),
     "a wrong type": (lambda x: configured(x, hidden_size="big"), "expected int, got str"),
     "a wrong number": (lambda x: configured(x, vocab_size=7), "cannot be loaded"),
     "a wrong number of heads": (lambda x: configured(x, num_attention_heads=5), "not a multiple"),

@@ -13,7 +13,8 @@ from search_helpers import created, opened
 from worker_processes import started
 
 from qa_hpo.errors import StorageError
-from qa_hpo.search.storage import StudyStorage, mask, open_storage
+from qa_hpo.legible import mask
+from qa_hpo.search.storage import StudyStorage, open_storage
 
 SECRET = "s3cr3t"
 
@@ -161,6 +162,7 @@ def test_a_folder_that_cannot_be_created(tmp_path: Path):
 AS_NOBODY = """
 import os, sys, tempfile
 from qa_hpo.errors import StorageError
+from qa_hpo.legible import mask
 from qa_hpo.search.storage import open_storage
 with tempfile.TemporaryDirectory() as folder:  # imports what root alone may read
     open_storage(f"sqlite:///{folder}/study.db", create=True).close()

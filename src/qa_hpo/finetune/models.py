@@ -1,12 +1,14 @@
 """Checkpoints to tokenizers and extractive question-answering models, safely."""
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     AutoModelForQuestionAnswering,
@@ -15,13 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qa_hpo.errors import CheckpointError, OutOfMemoryError
+from qa_hpo.errors import CheckpointError, OutOfMemoryError, WindowError
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.hub import commit_of, snapshot
-from qa_hpo.squad.windows import check_tokenizer
+from qa_hpo.paths import read_json
+from qa_hpo.squad.windows import Windows, check_tokenizer
 
 __all__ = [
     "check_place",
+    "check_windows",
     "checkpoint_fingerprint",
     "folder_of",
     "has_trained_head",
@@ -32,6 +36,11 @@ __all__ = [
     "quiet",
     "supports_flash_attention",
 ]
+
+# Labels are of classifiers, of which some know tens of thousands.
+_MOST_LABELS = 1_000_000
+# Built in no time, whatever the weights are.
+_FEW_LAYERS = 100
 
 # What the model families call the dropout of hidden states and of attention weights.
 _DROPOUT_NAMES = (
@@ -57,7 +66,7 @@ def checkpoint_fingerprint(checkpoint: str) -> str:
         return checkpoint
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".txt", ".model"}:
+        if file.suffix in {".safetensors", ".json", ".txt", ".model"} and file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -78,9 +87,15 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{checkpoint}: no tokenizer could be loaded: {_why(error)}"
         ) from None
-    check_tokenizer(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{checkpoint}: its tokenizer is not a fast one")
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, (int, float)) or not limit > 0:
+        raise CheckpointError(
+            f"{checkpoint}: its tokenizer's model_max_length is {limit!r}, not a number above 0"
+        )
+    _check_template(tokenizer, checkpoint)
+    check_tokenizer(tokenizer)
     return tokenizer
 
 
@@ -110,6 +125,7 @@ def load_model(
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        _check_layers(config, checkpoint)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
         with telling_of_memory(checkpoint, "the model"), warnings.catch_warnings():
@@ -176,6 +192,36 @@ def position_limit(config: Any) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def check_windows(windows: Windows, config: Any, checkpoint: str) -> None:
+    """Check that a model has an embedding for everything that windows hold.
+
+    Args:
+        windows: The windows.
+        config: The model's configuration.
+        checkpoint: Where it and the tokenizer are from.
+
+    Raises:
+        WindowError: A window is longer than the model has positions, or the tokenizer has tokens
+            or token types that the model has not.
+    """
+    limit = position_limit(config)
+    if limit is not None and (longest := int(windows.lengths.max(initial=0))) > limit:
+        raise WindowError(
+            f"{checkpoint}: a window has {longest} tokens and the model {limit} positions; lower "
+            "data.max_length"
+        )
+    held = {"token": windows.input_ids, "token type": windows.token_type_ids}
+    known = {"token": "vocab_size", "token type": "type_vocab_size"}
+    for what, ids in held.items():
+        size = getattr(config, known[what], None)
+        if ids is None or not isinstance(size, int) or not 0 < size <= ids.max(initial=0):
+            continue
+        raise WindowError(
+            f"{checkpoint}: its tokenizer gives the {what} {ids.max()}, and its config.json has "
+            f"{known[what]} {size}; they are not of the same model"
+        )
+
+
 def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
     # Some configurations say 0 where they mean 0.0.
     given = {name: getattr(config, name, None) for name in _DROPOUT_NAMES}
@@ -218,11 +264,78 @@ def check_place(checkpoint: str) -> None:
         CheckpointError: It is neither.
     """
     folder = Path(checkpoint)
-    if folder.is_dir():
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists() or folder.is_symlink()
+    except OSError as error:  # a name too long
+        raise CheckpointError(f"{checkpoint}: cannot be read: {error.strerror}") from None
+    if is_folder:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: is no checkpoint: it has no config.json")
-    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or folder.exists():
+        _check_labels(folder)
+    elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or is_there:
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
+    """Check that a tokenizer has the special tokens that it puts around texts: it panics if not.
+
+    Raises:
+        CheckpointError: It lacks some.
+    """
+    processor: Any = tokenizer.backend_tokenizer.post_processor
+    if processor is None:
+        return
+    state = json.loads(processor.__getstate__())
+    for template in state.get("processors", [state]):
+        if template.get("type") != "TemplateProcessing":
+            continue
+        pieces = [*template["single"], *template["pair"]]
+        named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+        if lacking := sorted(named - template["special_tokens"].keys()):
+            raise CheckpointError(
+                f"{checkpoint}: its tokenizer's post-processor puts the token {lacking[0]!r} "
+                "beside texts, and does not have it"
+            )
+
+
+def _check_labels(folder: Path) -> None:
+    """Check that a configuration has few labels: reading it makes a name for each of them.
+
+    Raises:
+        CheckpointError: It has more than any model, or cannot be read.
+    """
+    try:
+        given = read_json(folder / "config.json")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: its config.json is not JSON: {_why(error)}") from None
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{folder}: its config.json is not a JSON object")
+    labels = given.get("num_labels")
+    if isinstance(labels, int) and labels > _MOST_LABELS:
+        raise CheckpointError(
+            f"{folder}: its config.json has num_labels {labels}; a question-answering model has 2"
+        )
+
+
+def _check_layers(config: Any, checkpoint: str) -> None:
+    """Check that a model has no more layers than weights: each is built before any is loaded.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    files = sorted(Path(checkpoint).glob("*.safetensors")) if Path(checkpoint).is_dir() else []
+    if not isinstance(layers, int) or layers <= _FEW_LAYERS or not files:
+        return
+    tensors = 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            tensors += len(opened.keys())
+    if layers > tensors:
+        raise CheckpointError(
+            f"{checkpoint}: its config.json has {layers} layers (num_hidden_layers), and its "
+            f"weights are {tensors} tensors"
+        )
 
 
 def _why(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Answers questions with a checkpoint, its threshold applied."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.finetune.models import folder_of, load_model, load_tokenizer, position_limit, quiet
+from qa_hpo.finetune.models import (
+    check_windows,
+    folder_of,
+    load_model,
+    load_tokenizer,
+    position_limit,
+    quiet,
+)
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
 from qa_hpo.squad.corpus import Corpus
@@ -118,6 +126,7 @@ class QuestionAnswerer:
             max_length=self.max_length,
             doc_stride=self.evaluation.doc_stride,
         )
+        check_windows(windows, self.model.config, self.model.name_or_path or "the model")
         return forward_pass(
             self.model,
             collator(windows, self.tokenizer),
@@ -182,8 +191,11 @@ def _here(runtime: Runtime) -> Runtime:
 
 def _threshold(metrics: Path) -> float:
     try:
-        return float(read_json(metrics)["threshold"])
-    except (OSError, ValueError, KeyError, TypeError):
+        threshold = float(read_json(metrics)["threshold"])
+        if not math.isfinite(threshold):
+            raise ValueError(threshold)  # noqa: TRY301  (as bad as no number)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise CheckpointError(
             f"{metrics}: holds no threshold; 'qa-hpo export' writes it beside {CONFIG_NAME}"
         ) from None
+    return threshold

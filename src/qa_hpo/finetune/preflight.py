@@ -11,6 +11,7 @@ from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, CorpusError, WindowError, WorkError
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
+    check_windows,
     checkpoint_fingerprint,
     position_limit,
     quiet,
@@ -74,6 +75,7 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         with _naming(place):
             checkpoint = inputs.checkpoint(given)
         described[name] = _describe(checkpoint, given, place, file.data.max_length)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         strides = training_strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
@@ -90,9 +92,10 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
             if key not in checked:
                 checked.add(key)
                 with _naming(f"{given}, {what or 'evaluation'} windows"):
-                    inputs.windows(
+                    cut = inputs.windows(
                         corpus, checkpoint, max_length=file.data.max_length, doc_stride=stride
                     )
+                    check_windows(cut, config, given)
     return Preflight(train, validation, test, old, described)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from qa_hpo.config import Evaluation, RunConfig, Runtime
-from qa_hpo.errors import DivergedError, WindowError
+from qa_hpo.errors import DivergedError
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.dropout import use_quick_dropout
 from qa_hpo.finetune.hardware import (
@@ -24,7 +24,7 @@ from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check, carried, delivered
 from qa_hpo.finetune.looks import OnLook, look_steps
 from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
-from qa_hpo.finetune.models import load_model, position_limit, quiet
+from qa_hpo.finetune.models import check_windows, load_model, quiet
 from qa_hpo.finetune.old_task import OldTask, start_scores
 from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
 from qa_hpo.finetune.resuming import read_device_batch, read_records, read_retention
@@ -250,14 +250,9 @@ def make_trainer(
     )
     tokenizer = training.tokenizer
     validation = training.validation
-    limit = position_limit(model.config)
     train = retention.batches(collator(training.windows, tokenizer))
     for windows in (train.windows, *([validation.windows] if validation else [])):
-        if limit is not None and (longest := int(windows.lengths.max())) > limit:
-            raise WindowError(
-                f"{training.checkpoint}: a window has {longest} tokens and the model {limit} "
-                "positions; lower data.max_length"
-            )
+        check_windows(windows, model.config, training.checkpoint)
     trainer = QuestionAnsweringTrainer(
         model,
         _arguments(training, paths),

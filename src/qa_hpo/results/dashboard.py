@@ -24,10 +24,11 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from sqlalchemy import event
 
 from qa_hpo.errors import InputError
+from qa_hpo.legible import mask
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.retrying import RetryingRDBStorage, first_line
-from qa_hpo.search.storage import StudyStorage, mask
+from qa_hpo.search.storage import StudyStorage
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from qa_hpo import __version__
 from qa_hpo.config import to_toml
 from qa_hpo.errors import InputError
+from qa_hpo.legible import mask
 from qa_hpo.paths import write_text
 from qa_hpo.results import report_tables as tables
 from qa_hpo.results.pareto import trade_off
@@ -32,7 +33,6 @@ from qa_hpo.results.plots import (
 from qa_hpo.results.report_data import Report, study_report
 from qa_hpo.results.report_forgetting import on_the_front
 from qa_hpo.results.report_words import answer, standing
-from qa_hpo.search.storage import mask
 
 __all__ = ["Report", "check_place", "study_report", "to_html", "to_markdown", "write_report"]
 
@@ -115,12 +115,12 @@ def check_place(path: Path, form: str | None = None, *, force: bool = False) -> 
         raise InputError(f"{path}: ends in neither .html nor .md; give --format html or md")
     if form not in _MARKS:
         raise InputError(f"--format {form}: must be html or md")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise InputError(f"{path}: cannot be written: {above.name} is no folder")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise InputError(f"{path}: cannot be written: {above.name} is no folder")
         if path.exists() and not force and not _is_report(path):
             raise InputError(f"{path}: exists and is no report; choose another name, or --force")
     except OSError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import StudyFile
+from qa_hpo.legible import mask
 from qa_hpo.parameters import parameter_of
 from qa_hpo.results.certainty import Certainty, certainty
 from qa_hpo.results.leaderboard import Leaderboard, Row, competes, contenders, leaderboard
@@ -19,7 +20,6 @@ from qa_hpo.search.failures import Cause
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import read_answers
 from qa_hpo.search.promotion import Ladder
-from qa_hpo.search.storage import mask
 from qa_hpo.search.study import COMMITS, DATA, VERSIONS
 from qa_hpo.search.trials import (
     CAUSE,

@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from qa_hpo.errors import MissingStudyError, StorageError, UnreachableError
+from qa_hpo.legible import mask
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.retrying import PATIENCE_S, RetryingRDBStorage, first_line, is_outage
 
@@ -34,7 +35,6 @@ __all__ = [
     "GRACE_S",
     "HEARTBEAT_S",
     "StudyStorage",
-    "mask",
     "open_storage",
 ]
 
@@ -49,12 +49,6 @@ CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer."""
 
 _FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
-# Of a URL's query: other text that has such words in it stays as it is.
-_SECRET_OPTIONS = re.compile(
-    r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", re.IGNORECASE
-)
-_USER_AND_PASSWORD = re.compile(r"(://[^:/?#@\s]*):\S*@")
-
 _KEEPALIVES = {
     # A host that vanishes says nothing: without these a call to it waits for two hours.
     "keepalives_idle": 30,
@@ -126,11 +120,6 @@ class StudyStorage:
         self.rdb.engine.dispose()
 
 
-def mask(url: str) -> str:
-    """Return ``url``, or a text that contains one, with passwords replaced by ``***``."""
-    return _SECRET_OPTIONS.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
-
-
 def open_storage(
     url: str,
     *,
@@ -171,11 +160,16 @@ def open_storage(
         settings = _SERVER_SETTINGS
         lock = _advisory_lock(_engine(parsed))
     try:
-        # Once before the lock, which would leave its file beside a file that is not ours.
-        _is_empty(parsed, shown, create=create)
+        # Before the lock, which would leave its file beside a file that is not ours, and before a
+        # file that another Optuna uses is put into WAL mode.
+        rdb = None
+        if not _is_empty(parsed, shown, create=create):
+            rdb = _rdb(full, settings, heartbeat_s, grace_s, create=False)
+            _check_schema(rdb, shown)
         with lock(""):
-            new = _is_empty(parsed, shown, create=create)
-            rdb = _rdb(full, settings, heartbeat_s, grace_s, create=new)
+            if rdb is None:
+                new = _is_empty(parsed, shown, create=create)
+                rdb = _rdb(full, settings, heartbeat_s, grace_s, create=new)
             if parsed.get_backend_name() == "sqlite":
                 _serialise(rdb.engine)
             _check_schema(rdb, shown)
@@ -194,7 +188,13 @@ def _parsed(url: str) -> URL:
         parsed = make_url(re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg://", url))
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        raise StorageError(f"{mask(url)!r} is not the URL of a storage; give {_FORMS}") from None
+        # It may be one whose beginning is missing: what stands before an @ is not shown.
+        bare = "@" in url and "://" not in url
+        shown = "***@" + url.rpartition("@")[2] if bare else url
+        raise StorageError(f"{mask(shown)!r} is not the URL of a storage; give {_FORMS}") from None
+    if "@" in (parsed.host or ""):
+        # Not shown: a part of the password.
+        raise StorageError(f"{mask(url)}: write an @ in the password as %40")
     if parsed.drivername == "postgresql+psycopg":
         try:
             import psycopg  # noqa: F401, PLC0415  (an extra)
@@ -222,9 +222,13 @@ def _engine(url: URL) -> Engine:
 
 
 def _prepare_file(path: Path, shown: str, *, create: bool) -> None:
-    if path.is_dir():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name too long
+        raise StorageError(f"{shown}: cannot be opened: {error.strerror}") from None
+    if folder:
         raise StorageError(f"{shown}: is a folder; give the database's file")
-    if path.exists():
+    if there:
         if not os.access(path, os.W_OK):
             raise StorageError(f"{shown}: the file is read-only")
         return

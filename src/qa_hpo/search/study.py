@@ -19,6 +19,7 @@ from qa_hpo.config import Budget, StudyFile, parse_study
 from qa_hpo.errors import MissingStudyError, StorageError, StudyFileError
 from qa_hpo.search.agreement import as_json, check_unchanged, check_versions, versions
 from qa_hpo.search.budget import NextStep, next_step, spent
+from qa_hpo.search.damage import check_study_attributes
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.learning import learnt_from, prior_trials
@@ -306,6 +307,7 @@ def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:
             f"{storage.shown}: study {file.study.name!r} is of an earlier version of qa_hpo; "
             "choose another study.name"
         )
+    check_study_attributes(attributes, storage.shown, file.study.name)
     key = storage.rdb.get_study_id_from_name(file.study.name)
     space = SearchSpace(file)
     prior = prior_trials(attributes.get(LEARNT, ()), space)
@@ -330,9 +332,10 @@ def _stored_file(name: str, storage: StudyStorage) -> StudyFile:
     if STUDY_FILE not in attributes:
         raise StorageError(f"{storage.shown}: study {name!r} was deleted or renamed")
     try:
-        return parse_study(attributes[STUDY_FILE], f"study {name!r}")
+        # As JSON, whatever else another program has put there: then it is not valid.
+        return parse_study(str(attributes[STUDY_FILE]), f"study {name!r}")
     except StudyFileError as error:
-        mistakes = "; ".join(str(error).splitlines())
+        mistakes = "; ".join(error.lines)
         raise StorageError(
             f"{storage.shown}: the stored study file is not valid: {mistakes}"
         ) from None

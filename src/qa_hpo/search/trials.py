@@ -18,9 +18,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.errors import WorkError
+from qa_hpo.legible import mask
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.pruning import STOP_REASONS
-from qa_hpo.search.storage import mask
 
 __all__ = [
     "BASELINE",

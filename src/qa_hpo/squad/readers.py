@@ -79,7 +79,8 @@ def read_source(source: str, split: str, commit: str | None = None) -> Iterator[
     """
     path = Path(source).expanduser()
     try:
-        exists, is_folder = path.exists(), path.is_dir()
+        # A link to nothing is meant as a file, not as a hub id.
+        exists, is_folder = path.exists() or path.is_symlink(), path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be entered
         raise CorpusError(f"{source}: cannot be read: {error.strerror}") from error
     if not exists:
@@ -106,6 +107,8 @@ def read_source(source: str, split: str, commit: str | None = None) -> Iterator[
 
 def _read_text(path: Path) -> str:
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise CorpusError(f"{path}: is a device, not a file")
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
@@ -204,6 +207,7 @@ def _read_parquet(path: Path) -> Iterator[RawQuestion]:
             columns = _known_columns(file.schema_arrow.names, str(path))
             rows = 0
             for batch in file.iter_batches(batch_size=1000, columns=columns):
+                batch.validate(full=True)  # offsets that lead out of a column end the process
                 for row in batch.to_pylist():
                     yield RawQuestion(f"row {rows}", row)
                     rows += 1
@@ -223,8 +227,10 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise CorpusError(f"{path}: not a folder written by save_to_disk; expected {ACCEPTED}")
     try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Into memory: to read a mapped file behind its end would end the process.
+        saved = load_from_disk(str(path), keep_in_memory=True)
+    except Exception as error:
+        # A file of it that is no good makes the libraries raise anything.
         raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
@@ -232,7 +238,18 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
                 f'{path}: has no split "{split}" (found: {", ".join(map(str, saved))})'
             )
         saved = saved[split]
-    return _rows(saved, str(path))
+    return _saved_rows(saved, path)
+
+
+def _saved_rows(saved: Any, path: Path) -> Iterator[RawQuestion]:
+    try:
+        # Offsets that lead out of their column would end the process as well.
+        saved.data.validate(full=True)
+        yield from _rows(saved, str(path))
+    except CorpusError:
+        raise
+    except Exception as error:  # as above: its rows are read from the disk now
+        raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
 
 
 def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuestion]:

@@ -32,7 +32,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
     Raises:
         WindowError: if it is not a fast one, or has no CLS or no padding token, or does not put
-            CLS beside a pair of texts.
+            CLS beside a pair of texts, or leaves one of them out.
     """
     name = f"tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__})"
     if not tokenizer.is_fast:
@@ -41,11 +41,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise WindowError(f"{name}: has no CLS token, whose logits stand for 'no answer'")
     if tokenizer.pad_token_id is None:
         raise WindowError(f"{name}: has no padding token; set one, as tokenizer.pad_token = ...")
-    if tokenizer.cls_token_id not in tokenizer("a", "b", verbose=False)["input_ids"]:
+    pair = tokenizer("a", "b", verbose=False)
+    if tokenizer.cls_token_id not in pair["input_ids"]:
         raise WindowError(
             f"{name}: puts no {tokenizer.cls_token} beside a question and its context; windows "
             "need a CLS token, whose logits stand for 'no answer'"
         )
+    alone = tokenizer("a b", add_special_tokens=False, verbose=False)["input_ids"]
+    if alone and not {0, 1} <= set(pair.sequence_ids()):
+        raise WindowError(f"{name}: leaves out one of a question and its context")
 
 
 BATCH = 1024  # texts encoded at once: enough for the tokenizer, and little memory

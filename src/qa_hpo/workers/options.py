@@ -78,11 +78,12 @@ def launch_options(
 def _count(workers: str) -> int | None:
     if workers == "auto":
         return None
-    if not (workers.isascii() and workers.isdecimal()) or int(workers) == 0:
+    digits = workers.lstrip("0")
+    if not (workers.isascii() and workers.isdecimal()) or not digits:
         raise InputError(f"--workers: {workers!r} is neither auto nor a number from 1")
-    if len(workers) > 5 or int(workers) > _MOST_WORKERS:
+    if len(digits) > 5 or int(digits) > _MOST_WORKERS:
         raise InputError(f"--workers: {workers} is more than {_MOST_WORKERS}")
-    return int(workers)
+    return int(digits)
 
 
 def make_launcher(options: LaunchOptions, job: Job) -> Launcher:
