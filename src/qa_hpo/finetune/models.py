@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from qa_hpo.errors import CheckpointError, OutOfMemoryError
+from qa_hpo.finetune.families import adapt_model, check_family, settle_token_types
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.squad.windows import check_tokenizer
 
@@ -25,8 +26,8 @@ __all__ = [
     "has_trained_head",
     "load_model",
     "load_tokenizer",
-    "position_limit",
     "quiet",
+    "read_config",
     "supports_flash_attention",
 ]
 
@@ -78,7 +79,30 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
     check_tokenizer(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{checkpoint}: its tokenizer is not a fast one")
+    settle_token_types(tokenizer, read_config(checkpoint))
     return tokenizer
+
+
+def read_config(checkpoint: str, attention: str = "auto") -> Any:
+    """Return the configuration of a checkpoint whose family can answer questions extractively.
+
+    Args:
+        checkpoint: A folder or a hub id.
+        attention: The implementation that the model is to be loaded with.
+
+    Raises:
+        CheckpointError: It cannot be read, or the family cannot do that.
+    """
+    check_place(checkpoint)
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
+        raise CheckpointError(f"{checkpoint}: cannot be loaded: {_why(error)}") from None
+    try:
+        check_family(config, attention)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from None
+    return config
 
 
 def load_model(
@@ -103,10 +127,9 @@ def load_model(
         CheckpointError: It cannot be loaded as such a model.
         OutOfMemoryError: No memory is left for it.
     """
-    check_place(checkpoint)
+    config = read_config(checkpoint, attention)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
         with telling_of_memory(checkpoint, "the model"), warnings.catch_warnings():
@@ -138,6 +161,7 @@ def load_model(
             f"{checkpoint}: has no trained question-answering head (its weights lack "
             f"{', '.join(lacking[:3])})"
         )
+    adapt_model(model)
     return model  # type: ignore[no-any-return]
 
 
@@ -161,16 +185,6 @@ def supports_flash_attention(checkpoint: str) -> bool:
     except Exception:  # noqa: BLE001  (a file that is no good makes it raise anything)
         return False
     return bool(getattr(family, "_supports_flash_attn", False))
-
-
-def position_limit(config: Any) -> int | None:
-    """Return how many positions a model has learnt, or None where it takes any length."""
-    relative = not getattr(config, "position_biased_input", True)
-    if relative or getattr(config, "rope_parameters", None) is not None:
-        return None
-    limit = getattr(config, "max_position_embeddings", None)
-    # 0 or less: the model's family has none, and says so.
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from qa_hpo.config import Evaluation, Runtime, load_run_config
 from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
+from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
+from qa_hpo.finetune.models import load_model, load_tokenizer, quiet
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CONFIG_NAME, METRICS_NAME, read_json
 from qa_hpo.squad.corpus import Corpus

@@ -3,18 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
-
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, CorpusError, WindowError
+from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.models import (
-    check_place,
-    checkpoint_fingerprint,
-    position_limit,
-    quiet,
-)
+from qa_hpo.finetune.models import check_place, checkpoint_fingerprint, quiet, read_config
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
@@ -60,7 +53,9 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         checkpoint = file.starts[file.lineage(name)[-1]]
         assert isinstance(checkpoint, str)
         place = f"starts.{file.lineage(name)[-1]}"
-        described[name] = _describe(checkpoint, place, file.data.max_length)
+        described[name] = _describe(
+            checkpoint, place, file.data.max_length, file.training.attention
+        )
         strides = _strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
@@ -157,18 +152,11 @@ def _check_place(checkpoint: str, place: str) -> None:
         raise CheckpointError(f"{place}: {error}") from None
 
 
-def _describe(checkpoint: str, place: str, max_length: int) -> str:
-    _check_place(checkpoint, place)
+def _describe(checkpoint: str, place: str, max_length: int, attention: str) -> str:
     try:
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
-        why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{place}: {checkpoint}: cannot be loaded: {why}") from None
-    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
-        raise CheckpointError(
-            f"{place}: {checkpoint}: a {config.model_type} model cannot answer questions "
-            "extractively in transformers"
-        )
+        config = read_config(checkpoint, attention)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from None
     limit = position_limit(config)
     if limit is not None and max_length > limit:
         raise WindowError(

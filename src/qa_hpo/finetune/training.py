@@ -12,6 +12,7 @@ from qa_hpo.config import Evaluation, RunConfig, Runtime
 from qa_hpo.errors import DivergedError, WindowError
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.dropout import use_quick_dropout
+from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.hardware import (
     attention_for,
     best_device,
@@ -24,7 +25,7 @@ from qa_hpo.finetune.inputs import ValidationSet
 from qa_hpo.finetune.interruption import Check, carried, delivered
 from qa_hpo.finetune.looks import OnLook, look_steps
 from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
-from qa_hpo.finetune.models import load_model, position_limit, quiet
+from qa_hpo.finetune.models import load_model, quiet
 from qa_hpo.finetune.old_task import OldTask, start_scores
 from qa_hpo.finetune.records import EpochRecord, FineTuned, best_record
 from qa_hpo.finetune.resuming import read_device_batch, read_records, read_retention
