@@ -84,8 +84,11 @@ def settle_token_types(tokenizer: PreTrainedTokenizerFast, config: Any) -> None:
     its context are one text. A ``model_input_names`` in the tokenizer's own configuration is left
     alone as far as the model can take it.
 
-    What is chosen is saved with the tokenizer, so that a checkpoint is used as it was trained.
+    What is chosen is saved with the tokenizer, so that a checkpoint is used as it was trained. So
+    is on which side it pads, which some classes (XLNet's) leave unsaid.
     """
+    if tokenizer.padding_side != "right":
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side
     names = list(tokenizer.model_input_names)
     kinds = _kinds_of_tokens(config)
     if "token_type_ids" in names:

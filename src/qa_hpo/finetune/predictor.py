@@ -165,9 +165,11 @@ class QuestionAnswerer:
         )
         best = self.predict(corpus).predictions
         margin = float(best.null_margin[0])
-        start, end = int(best.char_start[0]), int(best.char_end[0])
-        text = None if margin > self.threshold or start == end else context[start:end]
-        return Answer(text, -margin, start, end, self.threshold)
+        span = context[int(best.char_start[0]) : int(best.char_end[0])]
+        answer = span.strip()
+        start = int(best.char_start[0]) + len(span) - len(span.lstrip())
+        text = None if margin > self.threshold or not answer else answer
+        return Answer(text, -margin, start, start + len(answer), self.threshold)
 
 
 def _here(runtime: Runtime) -> Runtime:

@@ -50,7 +50,7 @@ def answer(question, context):
     score, first, last = max(spans)
     if start[null] + end[null] - score > threshold:
         return None
-    return context[characters[first][0] : characters[last][1]]
+    return context[characters[first][0] : characters[last][1]].strip()
 
 
 print(answer("Who ...?", "The context ..."))

@@ -62,7 +62,7 @@ class Answered:
         return self.scores.at(self.threshold)[1]
 
     def texts(self, corpus: Corpus) -> list[str]:
-        """Return the answers at the tuned threshold, "" for none.
+        """Return the answers at the tuned threshold, as `Predictions.texts` does, "" for none.
 
         Args:
             corpus: the questions that were answered.
@@ -79,7 +79,7 @@ class Answered:
         if len(self) != len(corpus):
             raise ValueError(f"{len(self)} answers, but {len(corpus)} questions")
         return [
-            "" if is_null else corpus.context_of(i)[start:end]
+            "" if is_null else corpus.context_of(i)[start:end].strip()
             for i, (start, end, is_null) in enumerate(spans)
         ]
 
