@@ -217,11 +217,17 @@ class Constraints(Section):
 
 
 class Evaluation(Section):
-    """How validation questions are answered. Lengths are in tokens."""
+    """How validation questions are answered, and answers scored. Lengths are in tokens.
+
+    ``tokens`` are what an answer is compared with the gold ones by: ``words`` as SQuAD has them, or
+    ``characters`` for text in which no spaces part the words, as CMRC 2018 has them (see
+    :mod:`qa_hpo.squad.answer_tokens`).
+    """
 
     n_best: Annotated[int, Field(ge=1)] = 20
     max_answer_length: Annotated[int, Field(ge=1)] = 30
     doc_stride: Annotated[int, Field(ge=0)] = 128
+    tokens: Literal["words", "characters"] = "words"
     old_task: str | None = None
     """A corpus of a task that starts have learnt before; how much of it is forgotten is measured
     with every checkpoint."""

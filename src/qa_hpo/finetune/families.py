@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import torch
 from transformers import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     PreTrainedModel,
@@ -53,7 +52,7 @@ def check_family(config: Any, attention: str = "auto") -> None:
             f"{a_model} takes no attention mask, so that a window's answer would depend on the "
             "padding of its batch"
         )
-    family = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    family: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
     if attention == "sdpa" and not family._supports_sdpa:
         raise CheckpointError(
             f"training.attention: {a_model} has no 'sdpa' in transformers; valid: auto, eager"
@@ -112,7 +111,7 @@ def adapt_model(model: PreTrainedModel) -> None:
 
 
 def _attend_to_question(
-    model: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+    model: Any, args: tuple[Any, ...], inputs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give a Longformer global attention on what precedes the first separator, as by default.
 
@@ -128,7 +127,7 @@ def _attend_to_question(
 
 def _input_names(config: Any) -> frozenset[str]:
     """Return what the family's question-answering model can be given."""
-    family = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+    family: Any = MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
     return frozenset(inspect.signature(family.forward).parameters)
 
 

@@ -134,7 +134,7 @@ class QuestionAnswerer:
         it is the validation set.
         """
         forward = self.predict(corpus)
-        scores = score_predictions(corpus, forward.predictions)
+        scores = score_predictions(corpus, forward.predictions, self.evaluation.tokens)
         metrics = corpus_metrics(scores, corpus.groups())
         exact, f1 = scores.at(self.threshold)
         return {

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_hpo.squad.answer_tokens import AnswerTokens
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.scoring import QuestionScores, best_threshold, score_predictions
 from qa_hpo.squad.spans import Predictions
@@ -41,12 +42,14 @@ class Answered:
         return len(self.groups)
 
     @classmethod
-    def of(cls, corpus: Corpus, predictions: Predictions) -> Answered:
+    def of(
+        cls, corpus: Corpus, predictions: Predictions, tokens: AnswerTokens = "words"
+    ) -> Answered:
         """Score the predictions of a corpus."""
         return cls(
             predictions.char_start.astype(np.int32),
             predictions.char_end.astype(np.int32),
-            score_predictions(corpus, predictions),
+            score_predictions(corpus, predictions, tokens),
             corpus.groups().astype(np.int32),
         )
 
