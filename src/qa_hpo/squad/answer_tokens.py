@@ -3,10 +3,10 @@
 Words are those of the official SQuAD scripts. In Chinese and Japanese they are of no use: a
 sentence is one word, and an answer that has a character too many scores nothing. For such text
 there is the segmentation of CMRC 2018 (Cui et al. 2019, "A Span-Extraction Dataset for Chinese
-Machine Reading Comprehension"): each Chinese character is a token of its own, and so is each run of other
-characters. As in that corpus' evaluation script, F1 is over the longest run of tokens that both
-answers have without a gap (its "LCS" is the longest common substring, not the subsequence), case
-and punctuation do not count, and articles do.
+Machine Reading Comprehension"): each Chinese character is a token of its own, and so is each run of
+other characters. As in that corpus' evaluation script, F1 is over the longest run of tokens that
+both answers have without a gap (its "LCS" is the longest common substring, not the subsequence),
+case and punctuation do not count, and articles do.
 
 It differs from the script in what cannot matter to Chinese answers, or is an oversight there: all
 Unicode punctuation is dropped, not a list of it; Japanese kana and rare Chinese characters count
