@@ -34,13 +34,14 @@ from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import load_model, load_tokenizer, quiet
 from qa_hpo.finetune.predictor import QuestionAnswerer
+from qa_hpo.finetune.preflight import preflight
 from qa_hpo.finetune.records import FineTuned
 from qa_hpo.finetune.run import fine_tune
 from qa_hpo.finetune.training import collator
 from qa_hpo.paths import CachePaths, RunPaths
 from qa_hpo.results.export import Exported, write_export
 from qa_hpo.squad.windows import Windows
-from tiny import run_config, squad
+from tiny import run_config, squad, study_file
 
 MAX_LENGTH, STRIDE = 40, 8  # of the windows in tests/tiny.py
 QUESTION = "who built the tower ?"
@@ -367,6 +368,16 @@ def test_attention_that_a_family_lacks(tmp_path: Path) -> None:
         f"{checkpoint}: training.attention: a deberta-v2 model has no 'sdpa' in transformers; "
         "valid: auto, eager"
     )
+
+
+def test_a_study_is_told_before_anything_is_built(
+    tiny: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    checkpoint = written(named("DeBERTa-v3"), tmp_path / "start", named("DeBERTa-v3").tokenizer())
+    file = study_file(tiny, tmp_path, starts={"base": checkpoint}, training={"attention": "sdpa"})
+    with pytest.raises(CheckpointError) as caught:
+        preflight(file, inputs)
+    assert str(caught.value).startswith(f"starts.base: {checkpoint}: training.attention: a deberta")
 
 
 def test_the_table_names_the_families_that_are_tested() -> None:
