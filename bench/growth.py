@@ -28,7 +28,8 @@ from qa_hpo.config import StudyFile
 from qa_hpo.demo import BASE
 from qa_hpo.finetune.batching import LengthGroupedBatches, WindowCollator
 from qa_hpo.finetune.evaluation import Forward, forward_pass, span_loss
-from qa_hpo.finetune.models import load_model, load_tokenizer, position_limit, quiet
+from qa_hpo.finetune.families import position_limit
+from qa_hpo.finetune.models import load_model, load_tokenizer, quiet
 from qa_hpo.finetune.records import EpochRecord
 from qa_hpo.finetune.training import collator
 from qa_hpo.results.leaderboard import leaderboard

@@ -21,7 +21,7 @@ from bench.report import Finding, machine, table
 from bench.timing import Comparison, Stopwatch, alternate, part_medians
 from qa_hpo.finetune.batching import longest_first
 from qa_hpo.finetune.training import collator
-from qa_hpo.squad import scoring
+from qa_hpo.squad import answer_tokens, scoring
 from qa_hpo.squad.layout import Windows
 from qa_hpo.squad.spans import MARGIN_DECIMALS, SpanAccumulator
 from qa_hpo.squad.windows import build_windows
@@ -96,7 +96,7 @@ def _windows(material: Material) -> Windows:
 def run_ours(bout: Bout, watch: Stopwatch) -> Outcome:
     """As at the end of an epoch, and with nothing cached: a study's later epochs do less."""
     corpus = bout.material.corpus
-    scoring._tokens.cache_clear()
+    answer_tokens._word_tokens.cache_clear()
     with watch.part(PARTS[0]):
         windows = _windows(bout.material)
     with watch.part(PARTS[1]):

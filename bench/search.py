@@ -53,7 +53,7 @@ from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
 from qa_hpo.search.trials import epoch_records
 from qa_hpo.sections import Runtime
-from qa_hpo.squad import scoring
+from qa_hpo.squad import answer_tokens, scoring
 from qa_hpo.squad.corpus import load_corpus
 from qa_hpo.workers.worker import work
 
@@ -158,7 +158,7 @@ class Side(ABC):
         self.outcomes: list[Outcome] = []
 
     def __call__(self, watch: Stopwatch) -> None:
-        scoring._tokens.cache_clear()  # a new process has no gold answers in it
+        answer_tokens._word_tokens.cache_clear()  # a new process has no gold answers in it
         with tempfile.TemporaryDirectory(dir=self.bout.scratch) as folder:
             seed = len(self.outcomes) + 1
             self.outcomes.append(self.search(seed, Path(folder), watch))

@@ -1,7 +1,7 @@
 """Arguments and options that commands of the command line share, or that need many words."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,11 +14,14 @@ __all__ = [
     "JsonOption",
     "LauncherOption",
     "ModelArgument",
+    "OwnTokensOption",
     "SlurmOption",
     "StorageOption",
     "StudyArgument",
     "StudyFileArgument",
     "StudyNameOption",
+    "Tokens",
+    "TokensOption",
     "WorkersOption",
     "WorkersPerDeviceOption",
 ]
@@ -41,6 +44,18 @@ StorageOption = Annotated[
         metavar="URL",
         help=f"The study's database; else QA_HPO_STORAGE, the study file's, or {DEFAULT_STORAGE}.",
     ),
+]
+Tokens = Literal["words", "characters"]
+TokensOption = Annotated[
+    Tokens,
+    typer.Option(
+        help="What answers are compared by: words as in SQuAD, or characters as in CMRC 2018, for "
+        "Chinese and Japanese."
+    ),
+]
+OwnTokensOption = Annotated[
+    Tokens | None,
+    typer.Option(help="The same as for score; an export's own if left out.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -23,10 +23,12 @@ from qa_hpo.arguments import (
     JsonOption,
     LauncherOption,
     ModelArgument,
+    OwnTokensOption,
     SlurmOption,
     StorageOption,
     StudyFileArgument,
     StudyNameOption,
+    TokensOption,
     WorkersOption,
     WorkersPerDeviceOption,
 )
@@ -368,7 +370,12 @@ app.add_typer(commands)
 
 
 @app.command()
-def evaluate(model: ModelArgument, data: DataArgument, as_json: JsonOption = False) -> None:
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    tokens: OwnTokensOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Measure a checkpoint on questions, with the official metrics.
 
     [bold]Example:[/] qa-hpo evaluate storage/demo-winner storage/demo/validation-v2.json
@@ -378,7 +385,10 @@ def evaluate(model: ModelArgument, data: DataArgument, as_json: JsonOption = Fal
     from qa_hpo.squad.corpus import load_corpus
 
     corpus = load_corpus(data, "validation")
-    metrics = QuestionAnswerer.from_pretrained(model).evaluate(corpus)
+    answerer = QuestionAnswerer.from_pretrained(model)
+    if tokens is not None:
+        answerer.evaluation = answerer.evaluation.model_copy(update={"tokens": tokens})
+    metrics = answerer.evaluate(corpus)
     if as_json:
         typer.echo(json.dumps({"model": model, "data": data, **metrics}, indent=2))
     else:
@@ -394,6 +404,7 @@ def score(
     null_scores: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON: question ids to null scores.")
     ] = None,
+    tokens: TokensOption = "words",
     as_json: JsonOption = False,
 ) -> None:
     """Score a predictions file in the official format.
@@ -404,7 +415,8 @@ def score(
     from qa_hpo.squad.corpus import load_corpus
     from qa_hpo.squad.predictions import score_predictions_file
 
-    metrics = score_predictions_file(load_corpus(data, "validation"), predictions, null_scores)
+    corpus = load_corpus(data, "validation")
+    metrics = score_predictions_file(corpus, predictions, null_scores, tokens)
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
     else:

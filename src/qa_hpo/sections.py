@@ -262,7 +262,7 @@ class Constraints(Section):
 
 
 class Evaluation(Section):
-    """How validation questions are answered. Lengths are in tokens."""
+    """How validation questions are answered, and answers scored. Lengths are in tokens."""
 
     n_best: Annotated[int, Field(ge=1)] = 20
     """Of a window, so many of the best first and of the best last tokens are combined to spans."""
@@ -271,6 +271,9 @@ class Evaluation(Section):
     doc_stride: Annotated[int, Field(ge=0)] = 128
     """Tokens that neighbouring windows share: one value for all trials, whatever they train with,
     so that their losses and scores compare."""
+    tokens: Literal["words", "characters"] = "words"
+    """What an answer is compared with the gold ones by: "words", as SQuAD has them, or
+    "characters", as CMRC 2018 has them, for text in which no spaces part the words."""
     old_task: str | None = None
     """A corpus of a task that starts have learnt before; how much of it is forgotten is measured
     with every checkpoint."""

@@ -18,6 +18,12 @@ from transformers import (
 )
 
 from qa_hpo.errors import CheckpointError, OutOfMemoryError, WindowError
+from qa_hpo.finetune.families import (
+    adapt_model,
+    check_family,
+    position_limit,
+    settle_token_types,
+)
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.hub import commit_of, snapshot
 from qa_hpo.paths import read_json
@@ -32,8 +38,8 @@ __all__ = [
     "is_hub_model",
     "load_model",
     "load_tokenizer",
-    "position_limit",
     "quiet",
+    "read_config",
     "supports_flash_attention",
 ]
 
@@ -96,7 +102,30 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         )
     _check_template(tokenizer, checkpoint)
     check_tokenizer(tokenizer)
+    settle_token_types(tokenizer, read_config(checkpoint))
     return tokenizer
+
+
+def read_config(checkpoint: str, attention: str = "auto") -> Any:
+    """Return the configuration of a checkpoint whose family can answer questions extractively.
+
+    Args:
+        checkpoint: A folder or a hub id.
+        attention: The implementation that the model is to be loaded with.
+
+    Raises:
+        CheckpointError: It cannot be read, or the family cannot do that.
+    """
+    folder = folder_of(checkpoint)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
+        raise CheckpointError(f"{checkpoint}: cannot be loaded: {_why(error)}") from None
+    try:
+        check_family(config, attention)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from None
+    return config
 
 
 def load_model(
@@ -121,10 +150,10 @@ def load_model(
         CheckpointError: It cannot be loaded as such a model.
         OutOfMemoryError: No memory is left for it.
     """
+    config = read_config(checkpoint, attention)
     checkpoint = folder_of(checkpoint)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         _check_layers(config, checkpoint)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
@@ -157,6 +186,7 @@ def load_model(
             f"{checkpoint}: has no trained question-answering head (its weights lack "
             f"{', '.join(lacking[:3])})"
         )
+    adapt_model(model)
     return model  # type: ignore[no-any-return]
 
 
@@ -180,16 +210,6 @@ def supports_flash_attention(checkpoint: str) -> bool:
     except Exception:  # noqa: BLE001  (a file that is no good makes it raise anything)
         return False
     return bool(getattr(family, "_supports_flash_attn", False))
-
-
-def position_limit(config: Any) -> int | None:
-    """Return how many positions a model has learnt, or None where it takes any length."""
-    relative = not getattr(config, "position_biased_input", True)
-    if relative or getattr(config, "rope_parameters", None) is not None:
-        return None
-    limit = getattr(config, "max_position_embeddings", None)
-    # 0 or less: the model's family has none, and says so.
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def check_windows(windows: Windows, config: Any, checkpoint: str) -> None:

@@ -82,7 +82,7 @@ class OldTask:
             autocast=autocast,
             check=check,
         )
-        scores = score_predictions(self.questions.corpus, forward.predictions)
+        scores = score_predictions(self.questions.corpus, forward.predictions, evaluation.tokens)
         exact, f1 = scores.at(threshold)
         found = {
             "old_task_f1": _percent(f1),
@@ -144,7 +144,7 @@ def start_scores(
         return known
     with contextlib.suppress(CheckpointError):  # its head is fresh
         answers = _answers(checkpoint, collator, evaluation, runtime, check)
-        scores = score_predictions(questions.corpus, answers)
+        scores = score_predictions(questions.corpus, answers, evaluation.tokens)
         known = {"f1": best_metrics(scores)["best_f1"], "f1_no_null": _no_null(scores)}
     write_json(path, known)
     return known

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from qa_hpo.config import Evaluation, Runtime, load_run_config
 from qa_hpo.errors import CheckpointError
 from qa_hpo.finetune.evaluation import Forward, forward_pass
+from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.finetune.models import (
@@ -18,7 +19,6 @@ from qa_hpo.finetune.models import (
     folder_of,
     load_model,
     load_tokenizer,
-    position_limit,
     quiet,
 )
 from qa_hpo.finetune.training import collator
@@ -144,7 +144,7 @@ class QuestionAnswerer:
         it is the validation set.
         """
         forward = self.predict(corpus)
-        scores = score_predictions(corpus, forward.predictions)
+        scores = score_predictions(corpus, forward.predictions, self.evaluation.tokens)
         metrics = corpus_metrics(scores, corpus.groups())
         exact, f1 = scores.at(self.threshold)
         return {
@@ -175,9 +175,11 @@ class QuestionAnswerer:
         )
         best = self.predict(corpus).predictions
         margin = float(best.null_margin[0])
-        start, end = int(best.char_start[0]), int(best.char_end[0])
-        text = None if margin > self.threshold or start == end else context[start:end]
-        return Answer(text, -margin, start, end, self.threshold)
+        span = context[int(best.char_start[0]) : int(best.char_end[0])]
+        answer = span.strip()
+        start = int(best.char_start[0]) + len(span) - len(span.lstrip())
+        text = None if margin > self.threshold or not answer else answer
+        return Answer(text, -margin, start, start + len(answer), self.threshold)
 
 
 def _here(runtime: Runtime) -> Runtime:

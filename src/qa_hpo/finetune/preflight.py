@@ -3,19 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+from typing import Any
 
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.errors import CheckpointError, CorpusError, WindowError, WorkError
+from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.models import (
-    check_windows,
-    checkpoint_fingerprint,
-    position_limit,
-    quiet,
-)
+from qa_hpo.finetune.models import check_windows, checkpoint_fingerprint, quiet, read_config
 from qa_hpo.finetune.starts import Starts
 from qa_hpo.squad.corpus import Corpus
 
@@ -74,8 +68,9 @@ def preflight(file: StudyFile, inputs: Inputs) -> Preflight:
         assert isinstance(given, str)
         with _naming(place):
             checkpoint = inputs.checkpoint(given)
-        described[name] = _describe(checkpoint, given, place, file.data.max_length)
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        config = _read(checkpoint, given, place, file.training.attention)
+        described[name] = f"{given} ({config.model_type})"
+        _check_length(config, given, place, file.data.max_length)
         strides = training_strides(file)
         sets = [(train, strides[-1], "training"), (validation, file.evaluation.doc_stride, "")]
         if old is not None:
@@ -180,23 +175,21 @@ def _naming(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from None
 
 
-def _describe(checkpoint: str, given: str, place: str, max_length: int) -> str:
+def _read(checkpoint: str, given: str, place: str, attention: str) -> Any:
+    """Return the configuration of a start's checkpoint, which is a folder."""
     try:
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  (a file that is no good makes it raise anything)
-        why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{place}: {given}: cannot be loaded: {why}") from None
-    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING:
-        raise CheckpointError(
-            f"{place}: {given}: a {config.model_type} model cannot answer questions "
-            "extractively in transformers"
-        )
+        return read_config(checkpoint, attention)
+    except CheckpointError as error:
+        why = str(error).removeprefix(f"{checkpoint}: ")
+        raise CheckpointError(f"{place}: {given}: {why}") from None
+
+
+def _check_length(config: Any, given: str, place: str, max_length: int) -> None:
     limit = position_limit(config)
     if limit is not None and max_length > limit:
         raise WindowError(
             f"data.max_length: {max_length} is more than the {limit} positions of {place} ({given})"
         )
-    return f"{given} ({config.model_type})"
 
 
 def training_strides(file: StudyFile) -> list[int]:

@@ -146,6 +146,8 @@ def _claim(config: RunConfig, folder: Path, fingerprints: dict[str, str]) -> Non
             "runtime": {"cpu_threads", "eval_batch_size"},
         },
     )
+    if content["evaluation"]["tokens"] == "words":
+        del content["evaluation"]["tokens"]  # as it was when there was no choice
     content["fingerprints"] = fingerprints
     if claim.is_file() and read_json(claim) != content:
         raise StudyFileError(

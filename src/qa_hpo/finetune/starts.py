@@ -22,7 +22,7 @@ __all__ = ["Starts"]
 _logger = logging.getLogger(__name__)
 
 # Part of a built start's key: raised when the same recipe would give other weights.
-_VERSION = 1
+_VERSION = 2
 
 
 class Starts:

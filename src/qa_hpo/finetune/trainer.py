@@ -264,7 +264,8 @@ class QuestionAnsweringTrainer(Trainer):
             autocast=self.autocast,
             check=self.check,
         )
-        return forward.loss, Answered.of(validation.corpus, forward.predictions)
+        answered = Answered.of(validation.corpus, forward.predictions, self.evaluation.tokens)
+        return forward.loss, answered
 
     def _look(self) -> float:
         """Return the validation loss between two steps; the next one is as it would have been."""

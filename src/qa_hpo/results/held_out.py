@@ -145,7 +145,8 @@ def _measured(
         evaluation=config.evaluation,
         runtime=config.runtime,
     )
-    scores = score_predictions(corpus, answerer.predict(corpus).predictions)
+    predictions = answerer.predict(corpus).predictions
+    scores = score_predictions(corpus, predictions, config.evaluation.tokens)
     metrics = threshold_metrics(scores, threshold)
     found = interval(scores.at(threshold)[1], corpus.groups())
     return {

@@ -50,11 +50,17 @@ def answer(question, context):
     score, first, last = max(spans)
     if start[null] + end[null] - score > threshold:
         return None
-    return context[characters[first][0] : characters[last][1]]
+    return context[characters[first][0] : characters[last][1]].strip()
 
 
 print(answer("Who ...?", "The context ..."))
 ```
+"""
+
+
+_BY_CHARACTERS = """
+Answers were scored by characters, as in CMRC 2018 (Cui et al. 2019): each Chinese or Japanese
+character is a token, and F1 is over the longest run of tokens that two answers share.
 """
 
 
@@ -85,7 +91,7 @@ def model_card(
             _summary(config, best, origin, facts.get("rule")),
             _sureness(facts),
             _old_task(config, best, facts.get("max_forgetting")),
-            _threshold(best),
+            _threshold(config, best),
             _use(config, best, context_first=bool(facts.get("context_first"))),
             _configuration(config),
             _epochs(records, best),
@@ -241,12 +247,13 @@ def _use(config: RunConfig, best: EpochRecord, *, context_first: bool) -> str:
     )
 
 
-def _threshold(best: EpochRecord) -> str:
+def _threshold(config: RunConfig, best: EpochRecord) -> str:
     return (
         "## The threshold\n\n"
         'The null margin of a question is the lowest score of "no answer" over the question\'s\n'
         'windows, minus the score of the best span, in logits. The answer is "" where the margin\n'
         f"is above **{best.metrics['best_f1_thresh']:g}**.\n"
+        + (_BY_CHARACTERS if config.evaluation.tokens == "characters" else "")
     )
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_hpo.squad.answer_tokens import AnswerTokens
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.scoring import QuestionScores, best_threshold, score_predictions
 from qa_hpo.squad.spans import Predictions
@@ -41,12 +42,14 @@ class Answered:
         return len(self.groups)
 
     @classmethod
-    def of(cls, corpus: Corpus, predictions: Predictions) -> Answered:
+    def of(
+        cls, corpus: Corpus, predictions: Predictions, tokens: AnswerTokens = "words"
+    ) -> Answered:
         """Score the predictions of a corpus."""
         return cls(
             predictions.char_start.astype(np.int32),
             predictions.char_end.astype(np.int32),
-            score_predictions(corpus, predictions),
+            score_predictions(corpus, predictions, tokens),
             corpus.groups().astype(np.int32),
         )
 
@@ -62,7 +65,7 @@ class Answered:
         return self.scores.at(self.threshold)[1]
 
     def texts(self, corpus: Corpus) -> list[str]:
-        """Return the answers at the tuned threshold, "" for none.
+        """Return the answers at the tuned threshold, as `Predictions.texts` does, "" for none.
 
         Args:
             corpus: the questions that were answered.
@@ -79,7 +82,7 @@ class Answered:
         if len(self) != len(corpus):
             raise ValueError(f"{len(self)} answers, but {len(corpus)} questions")
         return [
-            "" if is_null else corpus.context_of(i)[start:end]
+            "" if is_null else corpus.context_of(i)[start:end].strip()
             for i, (start, end, is_null) in enumerate(spans)
         ]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from datasets.features import Features, List, Value
 from evaluate.info import MetricInfo
 from evaluate.module import Metric
 
+from qa_hpo.squad.answer_tokens import AnswerTokens
 from qa_hpo.squad.scoring import (
     best_metrics,
     exact_match,
@@ -44,16 +45,22 @@ class SquadMetric(Metric):
 
     Args:
         config_name: "squad" (SQuAD 1.1) or "squad_v2".
+        tokens: what answers are compared by, see `qa_hpo.squad.answer_tokens`.
         options: evaluate's own.
 
     Raises:
-        ValueError: if the name is another one; from compute, if the ids of predictions and
-            references differ.
+        ValueError: if the name or the tokens are others; from compute, if the ids of predictions
+            and references differ.
     """
 
-    def __init__(self, config_name: str = "squad_v2", **options: Any) -> None:
+    def __init__(
+        self, config_name: str = "squad_v2", *, tokens: AnswerTokens = "words", **options: Any
+    ) -> None:
         if config_name not in ("squad", "squad_v2"):
             raise ValueError(f"config_name is {config_name!r}: expected 'squad' or 'squad_v2'")
+        if tokens not in get_args(AnswerTokens):
+            raise ValueError(f"tokens is {tokens!r}: expected 'words' or 'characters'")
+        self.tokens = tokens
         if options.keys() & {"keep_in_memory", "cache_dir", "num_process"}:
             super().__init__(config_name, **options)
             return
@@ -84,20 +91,21 @@ class SquadMetric(Metric):
         chosen = [predicted[reference["id"]] for reference in references]
         golds = [reference["answers"]["text"] for reference in references]
         if self.config_name == "squad":
-            return _score_v1(chosen, golds, **options)
-        return _score_v2(chosen, golds, **options)
+            return _score_v1(chosen, golds, self.tokens, **options)
+        return _score_v2(chosen, golds, self.tokens, **options)
 
 
 def _score_v2(
     predictions: list[dict[str, Any]],
     golds: list[list[str]],
+    tokens: AnswerTokens,
     no_answer_threshold: float = 1.0,
 ) -> dict[str, float]:
     """The metrics of `evaluate.load("squad_v2")`."""
     probabilities = np.array([prediction["no_answer_probability"] for prediction in predictions])
     answers = [tuple((gold, 0) for gold in of_question) for of_question in golds]
     texts = [prediction["prediction_text"] for prediction in predictions]
-    scores = score_answers(answers, texts, probabilities)
+    scores = score_answers(answers, texts, probabilities, tokens)
     metrics = threshold_metrics(scores, no_answer_threshold) | best_metrics(scores)
     for name in ("best_exact_thresh", "best_f1_thresh"):
         # evaluate's way to say that answering nothing is best.
@@ -106,7 +114,9 @@ def _score_v2(
     return metrics
 
 
-def _score_v1(predictions: list[dict[str, Any]], golds: list[list[str]]) -> dict[str, float]:
+def _score_v1(
+    predictions: list[dict[str, Any]], golds: list[list[str]], tokens: AnswerTokens
+) -> dict[str, float]:
     """exact_match and f1, in percent, by the rules of SQuAD 1.1.
 
     They differ from those of 2.0 where nothing is left of an answer ("The"): F1 is then 0.
@@ -117,6 +127,9 @@ def _score_v1(predictions: list[dict[str, Any]], golds: list[list[str]]) -> dict
     exact, f1 = 0.0, 0.0
     for prediction, of_question in zip(predictions, golds, strict=True):
         text = prediction["prediction_text"]
-        exact += max(exact_match(text, gold) for gold in of_question)
-        f1 += max(token_f1(text, g) if normalize_answer(g) else 0.0 for g in of_question)
+        exact += max(exact_match(text, gold, tokens) for gold in of_question)
+        f1 += max(
+            token_f1(text, gold, tokens) if normalize_answer(gold, tokens) else 0.0
+            for gold in of_question
+        )
     return {"exact_match": 100.0 * exact / len(golds), "f1": 100.0 * f1 / len(golds)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qa_hpo.errors import CorpusError
+from qa_hpo.squad.answer_tokens import AnswerTokens
 from qa_hpo.squad.corpus import Corpus
 from qa_hpo.squad.readers import describe, read_json
 from qa_hpo.squad.scoring import best_metrics, score_texts, threshold_metrics
@@ -21,7 +22,10 @@ EXAMPLES = 3  # ids named in a message
 
 
 def score_predictions_file(
-    corpus: Corpus, predictions: Path, null_scores: Path | None
+    corpus: Corpus,
+    predictions: Path,
+    null_scores: Path | None,
+    tokens: AnswerTokens = "words",
 ) -> dict[str, float]:
     """Score a predictions file as the official SQuAD 2.0 script does.
 
@@ -30,6 +34,7 @@ def score_predictions_file(
         predictions: JSON, {question id: answer text}; "" is no answer.
         null_scores: JSON, {question id: number}, the higher the likelier no answer; None if there
             are none.
+        tokens: what answers are compared by; the official script knows "words".
 
     Returns:
         exact, f1, total, and the same for HasAns_ and NoAns_ questions, in percent. With null
@@ -48,7 +53,7 @@ def score_predictions_file(
             )
     texts = [answers[name] for name in corpus.ids]
     if null_scores is None:
-        return threshold_metrics(score_texts(corpus, texts, np.zeros(len(corpus))), 0.0)
+        return threshold_metrics(score_texts(corpus, texts, np.zeros(len(corpus)), tokens), 0.0)
     margins = _values_by_id(null_scores, corpus)
     for name, value in margins.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -56,7 +61,8 @@ def score_predictions_file(
         if not is_number or not abs(value) <= sys.float_info.max:
             found = value if isinstance(value, float) else describe(value)
             raise CorpusError(f"{null_scores}: {name!r}: expected a finite number, found {found}")
-    scores = score_texts(corpus, texts, np.array([float(margins[name]) for name in corpus.ids]))
+    values = np.array([float(margins[name]) for name in corpus.ids])
+    scores = score_texts(corpus, texts, values, tokens)
     return threshold_metrics(scores, OFFICIAL_THRESHOLD) | best_metrics(scores)
 
 

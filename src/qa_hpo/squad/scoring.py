@@ -10,16 +10,13 @@ scores 1 elsewhere in the script; here it counts as it scores.
 from __future__ import annotations
 
 import hashlib
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qa_hpo.squad.answer_tokens import AnswerTokens, answer_f1, answer_tokens
 from qa_hpo.squad.corpus import Answers, Corpus
 from qa_hpo.squad.spans import Predictions
 
@@ -40,38 +37,23 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+def normalize_answer(text: str, tokens: AnswerTokens = "words") -> str:
+    """The normalised tokens with single spaces between them.
+
+    Of ``words``, that is the official normalisation: lower case, no ASCII punctuation, no articles.
+    """
+    return " ".join(answer_tokens(text, tokens))
 
 
-def normalize_answer(text: str) -> str:
-    """The official normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_tokens(text))
-
-
-@lru_cache(maxsize=1 << 17)  # the same golds are scored again after every epoch
-def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(prediction: str, gold: str) -> float:
+def exact_match(prediction: str, gold: str, tokens: AnswerTokens = "words") -> float:
     """1.0 if both texts normalise to the same, else 0.0."""
-    return float(_tokens(prediction) == _tokens(gold))
+    return float(answer_tokens(prediction, tokens) == answer_tokens(gold, tokens))
 
 
-def token_f1(prediction: str, gold: str) -> float:
+def token_f1(prediction: str, gold: str, tokens: AnswerTokens = "words") -> float:
     """F1 of the normalised tokens, in 0..1; where either has none, 1.0 if both have none."""
-    return _overlap(_tokens(prediction), _tokens(gold))
-
-
-def _overlap(predicted: tuple[str, ...], wanted: tuple[str, ...]) -> float:
-    if not predicted or not wanted:
-        return float(predicted == wanted)
-    if set(predicted).isdisjoint(wanted):  # most pairs that are not the same, and counting is slow
-        return 0.0
-    common = sum((Counter(predicted) & Counter(wanted)).values())
-    precision, recall = common / len(predicted), common / len(wanted)
-    return 2 * precision * recall / (precision + recall)
+    return answer_f1(answer_tokens(prediction, tokens), answer_tokens(gold, tokens), tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,27 +85,35 @@ class QuestionScores:
         return exact, np.where(is_null, self.null_f1, self.span_f1)
 
 
-def score_predictions(corpus: Corpus, predictions: Predictions) -> QuestionScores:
+def score_predictions(
+    corpus: Corpus, predictions: Predictions, tokens: AnswerTokens = "words"
+) -> QuestionScores:
     """Score the best spans of a corpus' questions."""
-    return score_texts(corpus, predictions.texts(corpus), predictions.null_margin)
+    return score_texts(corpus, predictions.texts(corpus), predictions.null_margin, tokens)
 
 
-def score_texts(corpus: Corpus, texts: Sequence[str], null_margin: Floats) -> QuestionScores:
+def score_texts(
+    corpus: Corpus, texts: Sequence[str], null_margin: Floats, tokens: AnswerTokens = "words"
+) -> QuestionScores:
     """Score one answer text per question, in the corpus' order.
 
     Args:
         corpus: the questions with their gold answers.
         texts: (questions,) what is answered where the null answer is not.
         null_margin: (questions,) compared with the threshold; finite.
+        tokens: what answers are compared by.
 
     Raises:
         ValueError: if the lengths differ, or a margin is not a finite number.
     """
-    return score_answers(corpus.answers, texts, null_margin)
+    return score_answers(corpus.answers, texts, null_margin, tokens)
 
 
 def score_answers(
-    answers: Sequence[Answers], texts: Sequence[str], null_margin: Floats
+    answers: Sequence[Answers],
+    texts: Sequence[str],
+    null_margin: Floats,
+    tokens: AnswerTokens = "words",
 ) -> QuestionScores:
     """As `score_texts`, with the gold answers by themselves, (questions,)."""
     margins = np.asarray(null_margin, dtype=np.float64)
@@ -133,20 +123,20 @@ def score_answers(
         )
     if not np.isfinite(margins).all():
         raise ValueError("null_margin holds a value that is not a finite number")
-    pairs = [_best_of(text, golds) for text, golds in zip(texts, answers, strict=True)]
+    pairs = [_best_of(text, golds, tokens) for text, golds in zip(texts, answers, strict=True)]
     span = np.array(pairs, dtype=np.float64).reshape(-1, 2)  # (questions, exact and F1)
     has_answer = np.array([bool(golds) for golds in answers])
     null = (~has_answer).astype(np.float64)
     return QuestionScores(span[:, 0], span[:, 1], null, null, has_answer, margins)
 
 
-def _best_of(text: str, golds: Answers) -> tuple[float, float]:
+def _best_of(text: str, golds: Answers, tokens: AnswerTokens) -> tuple[float, float]:
     """The best exact match and the best F1 over the gold answers that normalise to something."""
-    predicted = _tokens(text)
-    wanted = {tokens for gold, _ in golds if (tokens := _tokens(gold))} or {()}
+    predicted = answer_tokens(text, tokens)
+    wanted = {own for gold, _ in golds if (own := answer_tokens(gold, tokens))} or {()}
     if predicted in wanted:
         return 1.0, 1.0
-    return 0.0, max(_overlap(predicted, gold) for gold in wanted)
+    return 0.0, max(answer_f1(predicted, gold, tokens) for gold in wanted)
 
 
 def best_threshold(

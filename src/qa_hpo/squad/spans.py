@@ -48,9 +48,12 @@ class Predictions:
         return len(self.char_start)
 
     def texts(self, corpus: Corpus) -> list[str]:
-        """The spans as substrings of the questions' contexts."""
+        """The spans as substrings of the questions' contexts, without white space at their edges.
+
+        Some tokenizers count the space before a word as the word's.
+        """
         spans = zip(self.char_start.tolist(), self.char_end.tolist(), strict=True)
-        return [corpus.context_of(i)[start:end] for i, (start, end) in enumerate(spans)]
+        return [corpus.context_of(i)[start:end].strip() for i, (start, end) in enumerate(spans)]
 
 
 class SpanAccumulator:
