@@ -110,6 +110,29 @@ def test_what_a_budget_comes_to(
     assert (plan.trials, plan.epochs, plan.epochs_at_most) == (trials, epochs, most)
 
 
+@pytest.mark.parametrize(
+    ("budget", "trials", "epochs", "most"),
+    [
+        # Two baselines of nine epochs; of the others, two reach three of them, and one all nine.
+        ({"trials": 9}, 9, 2 * 9 + 7 * 1 + 2 * 2 + 1 * 6, 81),
+        ({"trials": 9, "epochs": 20}, 5, 19, 20),
+    ],
+)
+def test_what_a_budget_comes_to_where_trials_are_promoted(
+    tiny: Path, tmp_path: Path, budget: Any, trials: int, epochs: int, most: int
+) -> None:
+    plan = foresee(
+        tiny,
+        tmp_path,
+        budget=budget,
+        training={"epochs": 9},
+        pruning={"across": "promote", "reduction_factor": 3},
+        baseline=[{"learning_rate": 2e-3}, {"learning_rate": 3e-3}],
+    ).plan
+    assert plan.promoted
+    assert (plan.trials, plan.epochs, plan.epochs_at_most) == (trials, epochs, most)
+
+
 def test_disk_space(tiny: Path, tmp_path: Path) -> None:
     """A checkpoint is the weights; what a trial goes on from is three times that."""
     plain = foresee(tiny, tmp_path, kept_in="s3://bucket")

@@ -18,6 +18,7 @@ from qa_hpo.finetune.timing import Pace, parameter_count, time_steps
 from qa_hpo.finetune.training import Training
 from qa_hpo.parameters import Parameters, Retention
 from qa_hpo.search.drawing import drawn
+from qa_hpo.search.promotion import Rules
 from qa_hpo.workers.local import Place
 
 __all__ = ["Forecast", "Plan", "Space", "Time", "forecast"]
@@ -33,7 +34,7 @@ _RUN = 1 + _RESUME
 
 @dataclass(frozen=True)
 class Plan:
-    """What the budget comes to, if no trial ends early.
+    """What the budget comes to, if no trial ends for a loss that rises.
 
     Attributes:
         trials: Trials that the budget pays for; None where only hours limit it and nothing was
@@ -43,6 +44,7 @@ class Plan:
         epochs_high: At most.
         epochs: Epochs of all trials, estimated.
         epochs_at_most: Their upper bound; None where only hours limit it.
+        promoted: Whether trials wait at rungs, so that most are trained for a part of their epochs.
     """
 
     trials: int | None
@@ -51,11 +53,12 @@ class Plan:
     epochs_high: int
     epochs: int | None
     epochs_at_most: int | None
+    promoted: bool = False
 
 
 @dataclass(frozen=True)
 class Time:
-    """How long the study may take, if no trial ends early; an estimate.
+    """How long the study may take, if no trial ends for a loss that rises; an estimate.
 
     Attributes:
         seconds: From the start to the end, with all workers.
@@ -261,7 +264,22 @@ class _View:
         saving = 3 * _RUN * pace.save_s
         epoch = cut * pace.window_s + saving
         epoch += evaluations * self.evaluated(trial.start) * pace.evaluation_s
-        return pace.setup_s + trial.epochs * epoch
+        return pace.setup_s + self.epochs_of(trial) * epoch
+
+    def epochs_of(self, trial: Parameters) -> float:
+        """Return for how many epochs a trial is trained; on average, where trials are promoted."""
+        file, rules = self.file, Rules.of(self.file)
+        if rules is None:
+            return trial.epochs
+        number = file.budget.trials or _DRAWN
+        exempt = len(file.baseline) + (file.evaluation.seeds - 1) * file.evaluation.finalists
+        exempt += round(file.pruning.control_fraction * max(0, number - exempt))
+        return rules.expected_epochs(number, min(number, exempt)) / number
+
+    @property
+    def mean_epochs(self) -> float:
+        """For how many epochs a trial is trained, of those that were drawn."""
+        return float(np.mean([self.epochs_of(trial) for trial in self.trials]))
 
     def mean_s(self, paces: dict[str, Pace]) -> float:
         """Return how long a trial takes, of those that were drawn."""
@@ -279,7 +297,7 @@ class _View:
 
 def _time(view: _View, paces: dict[str, Pace]) -> Time:
     budget, mean = view.file.budget, view.mean_s(paces)
-    epochs = float(np.mean([trial.epochs for trial in view.trials]))
+    epochs = view.mean_epochs
     numbers = [] if budget.trials is None else [float(budget.trials)]
     numbers += [] if budget.epochs is None else [budget.epochs / epochs]
     starts = _starts_s(view, paces)
@@ -316,12 +334,11 @@ def _starts_s(view: _View, paces: dict[str, Pace]) -> float:
 
 def _plan(view: _View, trials: float | None) -> Plan:
     budget = view.file.budget
-    epochs = [trial.epochs for trial in view.trials]
     dimension = view.file.search.get("epochs")
     named = [view.file.training.epochs] if dimension is None or dimension.when else []
     named += [] if dimension is None else [int(value) for value in dimension.values()]
     low, high = min(named), max(named)
-    mean = float(np.mean(epochs))
+    mean = view.mean_epochs
     limits = [] if budget.trials is None else [float(budget.trials)]
     limits += [] if budget.epochs is None else [budget.epochs / mean]
     limits += [] if trials is None else [trials]
@@ -335,6 +352,7 @@ def _plan(view: _View, trials: float | None) -> Plan:
         epochs_high=high,
         epochs=None if number is None else min([round(number * mean), *bounds]),
         epochs_at_most=min(bounds) if bounds else None,
+        promoted=Rules.of(view.file) is not None,
     )
 
 

@@ -51,6 +51,8 @@ def _start(forecast: "Forecast", name: str) -> str:
 def _plan(plan: "Plan") -> str:
     low, high = plan.epochs_low, plan.epochs_high
     each = f"{low}" if low == high else f"{low} to {high}"
+    if plan.promoted:
+        each = f"up to {each}"
     if plan.trials is None:
         return f"trials of {each} epochs, as many as the hours allow"
     line = f"about {plan.trials:,} trials of {each} epochs"
@@ -75,9 +77,7 @@ def _print_time(time: "Time", workers: int) -> None:
         line += ", when budget.hours are over"
     elif time.starts_s:
         line += f", {_duration(time.starts_s)} of it for building starts"
-    print_line(
-        f"{line}. This is an estimate: no trial ends early, and others leave the host alone."
-    )
+    print_line(f"{line}. This is an estimate: no trial overfits, and others leave the host alone.")
     for pace in time.paces:
         threads = f", {_threads(pace.threads)}" if pace.device == "cpu" else ""
         print_line(

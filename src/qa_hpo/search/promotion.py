@@ -15,6 +15,7 @@ Where a trial stands follows from its epoch records alone: it waits at a rung wh
 queue with as many epochs as that rung says. So nothing has to be set right when a worker dies.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,23 @@ class Rules:
             seed=file.study.seed,
             control_fraction=pruning.control_fraction,
         )
+
+    def expected_epochs(self, trials: int, exempt: int = 0) -> int:
+        """Return how many epochs a study trains that many trials for, if none ends early.
+
+        As if those that never wait were like the others.
+
+        Args:
+            trials: All of them.
+            exempt: Of these, how many never wait.
+        """
+        stops = (*self.rungs, self.horizon)
+        climbing = trials - exempt
+        total = exempt * self.horizon + climbing * stops[0]
+        for here, there in itertools.pairwise(stops):
+            climbing = min(climbing, max(1, climbing // self.reduction_factor))
+            total += climbing * (there - here)
+        return total
 
     def exempts(self, trial: FrozenTrial) -> bool:
         """Return whether a trial never waits.
