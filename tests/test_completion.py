@@ -50,7 +50,7 @@ def bash(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[st
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script that --show-completion prints, in a folder with studies to choose from."""
     folder = tmp_path_factory.mktemp("completion")
-    shown = bash("-c", "qa-hpo --show-completion", folder=folder)
+    shown = bash("-c", "qa-hpo --show-completion && true", folder=folder)
     assert (shown.returncode, shown.stderr) == (0, "")
     path = folder / "script.sh"
     path.write_text(shown.stdout, encoding="utf-8")
@@ -108,7 +108,7 @@ def test_studies_by_file_and_by_name(script: Path) -> None:
 
 
 def test_it_is_installed_where_bash_looks(tmp_path: Path) -> None:
-    done = bash("-c", "qa-hpo --install-completion", folder=tmp_path)
+    done = bash("-c", "qa-hpo --install-completion && true", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / ".bash_completions" / "qa-hpo.sh").is_file()
     assert "qa-hpo.sh" in (tmp_path / ".bashrc").read_text(encoding="utf-8")

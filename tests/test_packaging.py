@@ -21,7 +21,7 @@ import qa_hpo
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "qa_hpo"
-EXTRAS = {"postgres", "ray", "slurm", "s3", "dev"}
+EXTRAS = {"postgres", "ray", "slurm", "s3", "docs", "dev"}
 STUDY = """
 [study]
 name = "from the wheel"

@@ -227,16 +227,18 @@ def check(
     from qa_hpo.printing import print_preflight
     from qa_hpo.printing_forecast import print_forecast
     from qa_hpo.running import examine
+    from qa_hpo.search.artifacts import open_store
     from qa_hpo.workers.local import places
     from qa_hpo.workers.options import launch_options
 
     options = launch_options("local", workers, workers_per_device)
     file, inputs = load_study_file(study), Inputs(CachePaths())
-    found = examine(file, inputs)
+    found = examine(file, inputs, probe=False)
     if not as_json:
         print_preflight(found.corpora, found.starts)
     where = places(options.count, options.per_device)
     costs = forecast(file, found, inputs, where, timed=timing)
+    open_store(file.artifacts.folder).check()  # last of all, since it makes the folder
     if as_json:
         typer.echo(json.dumps(costs.as_dict(), indent=2))
     else:

@@ -45,12 +45,12 @@ from qa_hpo.sections import (
     Constraints,
     Data,
     Evaluation,
-    Name,
     Pruning,
     Recipe,
     Run,
     Runtime,
     Start,
+    StartName,
     Study,
     StudyEvaluation,
     Training,
@@ -92,7 +92,7 @@ class _Job(Section):
 
     data: Data
     # The names are those of folders in the cache, too.
-    starts: Annotated[dict[Name, Start], Field(min_length=1)]
+    starts: Annotated[dict[StartName, Start], Field(min_length=1)]
     """From which checkpoints fine-tuning may start, by name: a hub id, a folder, or a recipe."""
     evaluation: Evaluation = Evaluation()
 

@@ -326,7 +326,12 @@ def test_a_budget_of_trials_is_shared(storage: StudyStorage):
 
 
 def test_a_budget_of_epochs_is_reserved(storage: StudyStorage):
-    joined = created(storage, search={"start": ["base", "v1"], "epochs": 4}, budget={"epochs": 10})
+    joined = created(
+        storage,
+        search={"start": ["base", "v1"], "epochs": 4},
+        pruning=MEDIAN,
+        budget={"epochs": 10},
+    )
     trials = [asked(joined) for _ in range(3)]
     assert [answer.epochs_reserved for answer in trials] == [4, 4, 2]
     assert ask(joined).step is BudgetStep.WAIT
@@ -435,7 +440,7 @@ def test_a_trial_whose_workers_keep_dying_is_given_up(sqlite: StudyStorage):
 
 
 def test_a_trial_that_gets_further_each_time_is_not_given_up(sqlite: StudyStorage):
-    joined = created(sqlite, search={"start": ["base", "v1"], "epochs": 20})
+    joined = created(sqlite, search={"start": ["base", "v1"], "epochs": 20}, pruning=MEDIAN)
     for attempt in range(15):
         answer = asked(joined, worker=f"worker-{attempt}")
         assert (answer.trial.number, answer.lineage) == (attempt, 0)
