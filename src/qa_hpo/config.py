@@ -91,7 +91,6 @@ class _Job(Section):
     """What a study and a single run have in common."""
 
     data: Data
-    # The names are those of folders in the cache, too.
     starts: Annotated[dict[StartName, Start], Field(min_length=1)]
     """From which checkpoints fine-tuning may start, by name: a hub id, a folder, or a recipe."""
     evaluation: Evaluation = Evaluation()

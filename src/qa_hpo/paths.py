@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 __all__ = [
     "CONFIG_NAME",
@@ -62,7 +63,8 @@ class CachePaths:
 
     def start(self, name: str, key: str) -> Path:
         """The checkpoint of a start built by a recipe whose content hashes to ``key``."""
-        return self.folder / "starts" / f"{name}-{key[:16]}"
+        shown = quote(name, safe=" ").replace(".", "%2E")[:80]
+        return self.folder / "starts" / f"{shown}-{key[:16]}"
 
 
 class StudyPaths:

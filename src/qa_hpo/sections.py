@@ -37,10 +37,7 @@ __all__ = [
     "check_forgetting",
 ]
 
-# The name of a folder, too.
-StartName = Annotated[
-    str, Field(min_length=1, max_length=150, pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$")
-]
+StartName = Annotated[str, Field(min_length=1, max_length=150, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=150, pattern=r"^[\w][\w .+-]*$")]
 
 EvaluationsPerEpoch = Annotated[int, Field(ge=1, le=100)]

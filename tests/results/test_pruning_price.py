@@ -22,7 +22,7 @@ FAILED: dict[str, Any] = {"state": TrialState.FAIL, "cause": "oom", "error": "no
 @contextmanager
 def study(folder: Path, seed: int = 0, **pruning: Any) -> Iterator[MadeStudy]:
     """A study in which all trials are controls and no trial is hopeless, unless told otherwise."""
-    pruning = {"control_fraction": 1.0, "across": "none", **pruning}
+    pruning = {"control_fraction": 1.0, "across": "none", "min_delta": 0.0, **pruning}
     made = MadeStudy(folder, study={"name": "made", "seed": seed}, pruning=pruning)
     yield made
     made.close()

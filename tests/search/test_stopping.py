@@ -43,6 +43,9 @@ def objective(tiny: Path, inputs: Inputs, tmp_path: Path) -> Iterator[Any]:
 
         def made(name: str = "tiny", **sections: Any) -> Objective:
             sections = {"study": {"name": name}, **sections}
+            if "pruning" in sections:
+                rules = {"across": "median", "min_delta": 0.0}
+                sections["pruning"] = {**rules, **sections["pruning"]}
             file = study_file(tiny, tmp_path / "artifacts", **sections)
             storage = open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
             stack.callback(storage.close)

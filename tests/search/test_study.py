@@ -27,6 +27,8 @@ BASELINES = [
     {"start": "v1", "learning_rate": 3e-5},
 ]
 
+MEDIAN = {"across": "median"}
+
 
 def refused(*arguments, function=create_study, **options) -> str:
     with pytest.raises(StorageError) as caught:
