@@ -151,7 +151,7 @@ def test_a_queued_baseline_is_suggested_without_a_warning():
     [
         ({"start": "v2"}, "search.warmup.when.start: 'v2' is not in search.start"),
         ({"batch_size": [16, 8]}, "search.warmup.when.batch_size: 8 is not in search.batch_size"),
-        ({"batch_size": "16"}, "search.warmup.when.batch_size: input should be a valid integer"),
+        ({"batch_size": "16"}, "search.warmup.when.batch_size: '16' is not in search.batch_size"),
     ],
 )
 def test_a_condition_that_can_never_hold(when, line):

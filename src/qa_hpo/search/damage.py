@@ -134,7 +134,7 @@ def _check_best_epoch(trial: FrozenTrial, place: str) -> None:
     if best not in records:
         raise _damaged(place, f"best_epoch is {best}, of which there is no record")
     for name in ("f1", "exact", "best_f1", "best_exact", "best_f1_thresh"):
-        value = records[best].get(name)
+        value = records[best].get(name, 0.0)
         if value is None or not math.isfinite(value):
             raise _damaged(place, f"epochs: {name} of epoch {best} is {value!r}, not a number")
 
