@@ -178,7 +178,8 @@ def test_the_readme_shows_what_a_study_prints(folder: Path):
         """The words about the winner, up to what follows from its figures."""
         words = " ".join(printed.partition("Winner: ")[2].partition("\n\n")[0].split())
         words = re.sub(r"\(.+?\), start \w+", "(ENDED), start NAME", words, count=1)
-        return " ".join(skeleton(f"-  {words}")).rpartition(": ")[0]
+        figures, interval, _ = " ".join(skeleton(f"-  {words}")).partition("interval N to N")
+        return figures + interval
 
     assert "the baseline (trial N) has N: N, N% interval N to N" in verdict(shown)
     assert verdict(shown) == verdict(board)
