@@ -15,7 +15,7 @@ from bench.curves.memory import open_memory
 from bench.curves.record import record
 from bench.curves.simulate import Curves, Strategy, simulate
 from bench.curves.table import Curve, grid, read_curves, write_rows
-from bench.curves.top_k import top_k
+from bench.curves.top_k import random_curves, top_k
 from bench.price import price_table, prices, stop_of
 
 from qa_hpo.config import StudyFile
@@ -184,7 +184,7 @@ def test_a_search_in_memory_is_that_on_a_real_database(tmp_path, across):
 def test_one_epoch_then_the_best_by_hand():
     curves = made_up(seconds=2.0)
     # Eight points for an epoch, then the best one for three more; two workers.
-    trace = top_k(curves, 1, seed=4, workers=2, epochs=11)
+    trace = top_k(random_curves(curves, 4, 11), 1, horizon=4, workers=2, epochs=11)
     assert len(trace.steps) == 11
     assert trace.steps[7].seconds == 8.0
     assert trace.steps[-1].seconds == 8.0 + 6.0
@@ -219,6 +219,7 @@ def test_ratios_of_medians():
 
 def test_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(strategies, "EPOCHS", 36)
+    monkeypatch.setattr(strategies, "RANDOM_EPOCHS", 60)
     monkeypatch.setattr(strategies, "BUDGETS", (12, 24))
     monkeypatch.setattr(strategies, "TOP_K_BUDGETS", (12, 24, 36))
     monkeypatch.setattr(strategies, "PLOT", tmp_path / "images" / "search.svg")

@@ -7,6 +7,7 @@ it tries as many points as leave enough for K to be finished.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 
 from bench.curves.simulate import Curves, RandomPoints, Step, Strategy, Trace, search_file
@@ -14,22 +15,33 @@ from bench.curves.table import Curve
 from qa_hpo.search.asking import run_seed
 from qa_hpo.search.space import SearchSpace
 
-__all__ = ["top_k"]
+__all__ = ["random_curves", "top_k"]
 
 
-def top_k(curves: Curves, k: int, *, seed: int, workers: int, epochs: int) -> Trace:
-    """Spend a budget on one epoch for many random points and all epochs for the best `k`.
+def random_curves(curves: Curves, seed: int, count: int) -> list[Curve]:
+    """Draw the curves of random points, the same first ones however many.
 
     Args:
         curves: what trials measure.
-        k: how many go on.
         seed: the study's seed.
+        count: how many.
+    """
+    return list(itertools.islice(_endless(curves, seed), count))
+
+
+def top_k(drawn: Sequence[Curve], k: int, *, horizon: int, workers: int, epochs: int) -> Trace:
+    """Spend a budget on one epoch for many random points and all epochs for the best `k`.
+
+    Args:
+        drawn: the curves of random points, as many as the budget has epochs; as many are tried as
+            it has room for.
+        k: how many go on.
+        horizon: all epochs.
         workers: how many work at once; all of them wait for the last first epoch.
         epochs: the budget.
     """
-    further = curves.horizon - 1
-    count = max(k, epochs - k * further)
-    drawn = [curve for curve, _ in zip(_random_curves(curves, seed), range(count), strict=False)]
+    count = max(k, epochs - k * (horizon - 1))
+    drawn = drawn[:count]
     first = _passed([c.records[0].seconds for c in drawn], workers)
     times = sorted(zip(first, range(count), strict=True))
     steps: list[Step] = []
@@ -53,7 +65,7 @@ def top_k(curves: Curves, k: int, *, seed: int, workers: int, epochs: int) -> Tr
     return Trace(tuple(steps), busy / (workers * steps[-1].seconds), k)
 
 
-def _random_curves(curves: Curves, seed: int) -> Iterator[Curve]:
+def _endless(curves: Curves, seed: int) -> Iterator[Curve]:
     space = SearchSpace(search_file(curves, Strategy("", sampler="random"), seed, 1))
     sampler = RandomPoints(seed)
     number = 0
