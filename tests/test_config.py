@@ -8,6 +8,7 @@ from qa_hpo.config import Run, RunConfig, StudyFile, load_run_config, load_study
 from qa_hpo.demo import write_demo
 from qa_hpo.errors import StudyFileError
 from qa_hpo.parameters import Dimension, Parameters
+from qa_hpo.search.space import SearchSpace
 from qa_hpo.sections import Runtime
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,16 @@ WRONG = [
     ("weight_decay = 0.1", "weight_decay = nan", "search.weight_decay.value: input should be a fi"),
     ("low = 1e-5", "low = 0.0", "search.learning_rate: a log range needs low above 0, got 0"),
     ("{ start =", "{ strt =", "search.warmup.when.strt: not another searched parameter; did you"),
+    *(
+        ('{ start = "base" }', f"{{ {when} }}", f"search.warmup.when.{message}")
+        for when, message in (
+            ('start = "v2"', "start: 'v2' is not in search.start"),
+            ("batch_size = [16, 4]", "batch_size: 4 is not in search.batch_size"),
+            ('batch_size = "16"', "batch_size: input should be a valid integer, got '16'"),
+            ("epochs = 1", "epochs: 1 is not in search.epochs"),
+            ("weight_decay = 0.0", "weight_decay: 0.0 is not in search.weight_decay"),
+        )
+    ),
     ("[study]", "[study", "is not TOML: "),
     ('base = "x"', "base = 5", "starts.base: input should be a valid string, got 5"),
     *(
@@ -151,6 +162,18 @@ def test_a_mistake_gives_one_line_with_its_place(
         load_study_file(path)
     assert str(caught.value).startswith(f"{path}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_condition_may_be_the_default_that_another_conditional_parameter_has_elsewhere(
+    tmp_path: Path,
+) -> None:
+    text = STUDY.replace(
+        "[search]\n", "[search]\ndropout = { value = 0.1, when = { warmup = 0.0 } }\n"
+    )
+    text = text.replace("low = 0.0\nhigh = 0.3", "low = 0.1\nhigh = 0.3")
+    space = SearchSpace(load_study_file(write(tmp_path, text)))
+    assert space.parameters_of({"start": "v1"}).dropout == 0.1
+    assert space.parameters_of({"start": "base", "warmup": 0.2}).dropout is None
 
 
 def test_two_mistakes_give_two_lines(tmp_path: Path) -> None:

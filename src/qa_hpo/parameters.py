@@ -299,7 +299,7 @@ class Dimension(Section):
 
 
 def check_conditions(search: Mapping[str, Dimension], defaults: Parameters) -> None:
-    """Check that each condition of a dimension is met by some value of the other one.
+    """Check that each condition of a dimension can be met by the other one.
 
     Args:
         search: What is searched.
@@ -308,21 +308,17 @@ def check_conditions(search: Mapping[str, Dimension], defaults: Parameters) -> N
     Raises:
         PlacedError: A condition names a value that the other parameter never has.
     """
-    never_searched = defaults.flat()
+    elsewhere = defaults.flat()
     for name, dimension in search.items():
         for other, values in (dimension.when or {}).items():
+            if (searched := search.get(other)) is None:
+                continue
+            place = f"search.{name}.when.{other}"
             for value in values if isinstance(values, list) else [values]:
-                searched = search.get(other)
-                if searched is None or value == never_searched.get(other):
-                    continue
-                if not _has(searched, value):
-                    raise PlacedError(
-                        f"search.{name}.when.{other}", f"{value!r} is not in search.{other}"
-                    )
-
-
-def _has(dimension: Dimension, value: Scalar) -> bool:
-    try:
-        return dimension.contains(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
+                try:
+                    known = searched.contains(typed := checked(other, value))
+                except ValueError as error:
+                    raise PlacedError(place, str(error)) from None
+                # Where its own condition does not hold, the other one has its default.
+                if not known and not (searched.when and typed == elsewhere.get(other)):
+                    raise PlacedError(place, f"{value!r} is not in search.{other}")

@@ -4,7 +4,6 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
-from pydantic import ValidationError
 from search_helpers import study_file
 
 from qa_hpo.errors import StudyFileError
@@ -144,17 +143,3 @@ def test_a_queued_baseline_is_suggested_without_a_warning():
     parameters = searched.suggest(study.ask())
     assert math.isclose(parameters.learning_rate, 2e-5)
     assert (parameters.doc_stride, parameters.warmup, parameters.batch_size) == (96, 0.4, 16)
-
-
-@pytest.mark.parametrize(
-    ("when", "line"),
-    [
-        ({"start": "v2"}, "search.warmup.when.start: 'v2' is not in search.start"),
-        ({"batch_size": [16, 8]}, "search.warmup.when.batch_size: 8 is not in search.batch_size"),
-        ({"batch_size": "16"}, "search.warmup.when.batch_size: '16' is not in search.batch_size"),
-    ],
-)
-def test_a_condition_that_can_never_hold(when, line):
-    with pytest.raises((StudyFileError, ValidationError)) as caught:
-        space({**SEARCH, "warmup": {"low": 0.1, "high": 0.2, "when": when}})
-    assert line in str(caught.value)

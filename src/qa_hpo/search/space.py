@@ -40,9 +40,6 @@ class SearchSpace:
 
     Attributes:
         distributions: The searched parameters in the file's order, conditional ones last.
-
-    Raises:
-        StudyFileError: A condition that can never hold.
     """
 
     def __init__(self, study: StudyFile) -> None:
@@ -50,9 +47,6 @@ class SearchSpace:
         self._dimensions = dict(
             sorted(study.search.items(), key=lambda item: _depth(study.search, item[0]))
         )
-        for name, dimension in self._dimensions.items():
-            for other, allowed in _conditions(dimension):
-                _check_values(f"search.{name}.when.{other}", allowed, other, study.search[other])
         self.distributions: dict[str, BaseDistribution] = {
             name: _distribution(name, dimension)
             for name, dimension in self._dimensions.items()
@@ -218,13 +212,3 @@ def _condition_text(dimension: Dimension) -> str:
         f"{other} is {' or '.join(repr(value) for value in allowed)}"
         for other, allowed in _conditions(dimension)
     )
-
-
-def _check_values(where: str, allowed: list[Scalar], name: str, dimension: Dimension) -> None:
-    for value in allowed:
-        try:
-            known = dimension.contains(checked(name, value))
-        except ValueError as error:
-            raise StudyFileError(f"{where}: {error}") from None
-        if not known:
-            raise StudyFileError(f"{where}: {value!r} is not in search.{name}")
