@@ -1,5 +1,6 @@
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from qa_hpo.search.keeping import read_answers
 from qa_hpo.search.objective import Objective
 from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
-from qa_hpo.search.trials import LostTrialError, epoch_records, finish, kept
+from qa_hpo.search.trials import LostTrialError, epoch_records, finish, kept, record_epoch
 from tiny import study_file
 
 # A few questions, learnt by heart: the validation loss falls, and rises before the last epoch.
@@ -225,6 +226,16 @@ def test_the_first_trial_diverging_at_once_does_not_stop_the_display(objective: 
     take(some)
     now = snapshot(some.joined)
     assert (now.share, now.seconds_left, now.spent.trials) == (0.0, None, 1)
+
+
+def test_an_epoch_without_a_score_does_not_stop_the_display(objective: Any) -> None:
+    some = objective(training={"epochs": 3})
+    trial = take(some).trial
+    for epoch, score in ((1, 40.0), (2, math.nan)):
+        record = EpochRecord(epoch, 1.0, 1.0, 1.0, 2.0, {"best_f1": score})
+        record_epoch(some.joined, trial, record.as_dict())
+    (busy,) = snapshot(some.joined).busy
+    assert (busy.epoch, busy.f1) == (2, 40.0)
 
 
 def test_only_the_leading_trials_checkpoints_are_kept(objective: Any, tmp_path: Path) -> None:

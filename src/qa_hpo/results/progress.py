@@ -1,5 +1,6 @@
 """A study as it goes on: trials done, what each worker is at, and how long it may take."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -160,8 +161,7 @@ def snapshot(joined: JoinedStudy, now: datetime | None = None) -> Snapshot:
 
 def _paused(rules: Rules, trial: FrozenTrial) -> Paused:
     records = epoch_records(trial)
-    scores = [record["best_f1"] for record in records if record.get("best_f1") is not None]
-    return Paused(trial.number, len(records), rules.horizon, max(scores, default=None))
+    return Paused(trial.number, len(records), rules.horizon, _best_f1(records))
 
 
 def _busy(joined: JoinedStudy, trial: FrozenTrial, now: datetime) -> Busy:
@@ -175,10 +175,16 @@ def _busy(joined: JoinedStudy, trial: FrozenTrial, now: datetime) -> Busy:
         epoch=len(records),
         epochs=parameters.epochs,
         loss=records[-1].get("val_loss") if records else None,
-        f1=max((record["best_f1"] for record in records), default=None),
+        f1=_best_f1(records),
         doing=str(trial.system_attrs.get(DOING, "")),
         seconds=(now - begun).total_seconds(),
     )
+
+
+def _best_f1(records: Sequence[Mapping[str, Any]]) -> float | None:
+    # An epoch that diverged has no score.
+    scores = [record.get("best_f1") for record in records]
+    return max((score for score in scores if score is not None), default=None)
 
 
 def render(now: Snapshot) -> RenderableType:

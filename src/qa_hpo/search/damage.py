@@ -52,8 +52,8 @@ class _StudyAttributes(_Stored):
 
 class _Epoch(_Stored):
     epoch: Annotated[int, Field(ge=1)]
+    val_loss: Number
     train_loss: Number = None
-    val_loss: Number = None
     seconds: float | int = 0.0
     eval_seconds: float | int = 0.0
     looks: list[tuple[float | int, Number]] = []
