@@ -31,6 +31,8 @@ def test_any_text_becomes_one_line_that_can_be_printed(text: str) -> None:
         ("half \ud83d", r"half \ud83d"),
         ("日本語 – ünï 👩‍🚀", "日本語 – ünï 👩‍🚀"),
         ("at postgresql://me:a:b@c@host/db, no", "at postgresql://me:***@host/db, no"),
+        ("mysql://me@server:hunter2@host/db", "mysql://me@server:***@host/db"),
+        (f"postgresql://me:{'hunter2' * 500}@host/db", "postgresql://me:***@host/db"),
     ],
 )
 def test_examples(text: str, line: str) -> None:

@@ -80,6 +80,8 @@ def _urls() -> list[str]:
         f"postgresql://me:a@{SECRET}@127.0.0.1:1/db", f"redis://:{SECRET}@127.0.0.1:1",
         f"http://me:{SECRET}@127.0.0.1:1/", "journal:///x.log",
         f"postgresql://me:{SECRET}\n@127.0.0.1:1/db", f"postgresql://m\x1be:{SECRET}@127.0.0.1:1/d",
+        f"mysql://me@server:{SECRET}@h/db", f"postgresql://me:a {SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:{SECRET * 100}@127.0.0.1:1/db", f"postgres ql://me:a {SECRET}@h/db",
         "told", "sqlite:///told.db#x", "sqlite:///%00", "file:///etc/passwd",
     ]  # fmt: skip
 

@@ -147,8 +147,7 @@ def open_storage(
     # Its warnings tell of each attempt of a database call; the storage tells of an outage once.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     parsed = _parsed(url)
-    full = parsed.render_as_string(hide_password=False)
-    shown = mask(full)
+    full, shown = parsed.render_as_string(hide_password=False), _shown(parsed)
     settings: dict[str, Any]
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
@@ -188,28 +187,40 @@ def _parsed(url: str) -> URL:
         parsed = make_url(re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg://", url))
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        # It may be one whose beginning is missing: what stands before an @ is not shown.
-        bare = "@" in url and "://" not in url
-        shown = "***@" + url.rpartition("@")[2] if bare else url
+        shown = _without_password(url)
         raise StorageError(f"{mask(shown)!r} is not the URL of a storage; give {_FORMS}") from None
     if "@" in (parsed.host or ""):
         # Not shown: a part of the password.
         raise StorageError(f"{mask(url)}: write an @ in the password as %40")
+    shown = _shown(parsed)
     if parsed.drivername == "postgresql+psycopg":
         try:
             import psycopg  # noqa: F401, PLC0415  (an extra)
         except ImportError:
             raise StorageError(
-                f"{mask(url)}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
+                f"{shown}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
             ) from None
         return parsed
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise StorageError(f"{mask(url)}: {backend} is not supported; give {_FORMS}")
+        raise StorageError(f"{shown}: {backend} is not supported; give {_FORMS}")
     if not parsed.database or parsed.database == ":memory:":
-        raise StorageError(f"{url}: workers cannot share a database in memory; give {_FORMS}")
+        raise StorageError(f"{shown}: workers cannot share a database in memory; give {_FORMS}")
     if parsed.database.startswith("file:") or parsed.query:
-        raise StorageError(f"{url}: options are not supported; give {_FORMS}")
+        raise StorageError(f"{shown}: options are not supported; give {_FORMS}")
     return parsed.set(drivername="sqlite", database=str(Path(parsed.database).absolute()))
+
+
+def _without_password(text: str) -> str:
+    """Return what is no URL without what stands before its last @: it may be a password."""
+    scheme, found, rest = text.partition("://") if "://" in text else ("", "", text)
+    hidden, at, visible = rest.rpartition("@")
+    user = f"{hidden.partition(':')[0]}:" if found and ":" in hidden else ""
+    return f"{scheme}{found}{user}***@{visible}" if at else text
+
+
+def _shown(url: URL) -> str:
+    """Return a URL for people: SQLAlchemy knows where its password is, whatever is in it."""
+    return mask(url.render_as_string(hide_password=True))
 
 
 def _engine(url: URL) -> Engine:
