@@ -20,7 +20,7 @@ _SECRET_OPTIONS = re.compile(
     re.IGNORECASE,
 )
 # A bound on each part keeps the search linear in the text's length.
-# A user's name may have an @ (as Azure's have), and a password be a token of thousands of characters.
+# Users' names may have an @, as Azure's do; passwords may be tokens of thousands of characters.
 _USER_AND_PASSWORD = re.compile(r"(://[^:/?#\s]{0,200}):\S{0,4000}@")
 # Controls, of which terminals make colours, titles and cleared screens; ends of lines; what turns
 # the direction of text around; and halves of surrogate pairs, which cannot be printed.

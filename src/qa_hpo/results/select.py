@@ -19,6 +19,7 @@ from qa_hpo.results.leaderboard import leaderboard
 from qa_hpo.search.artifacts import open_store
 from qa_hpo.search.asking import run_seed
 from qa_hpo.search.choosing import Rule, choose, parse_rule
+from qa_hpo.search.damage import check_exported
 from qa_hpo.search.finalists import finished_trials
 from qa_hpo.search.joined import JoinedStudy
 from qa_hpo.search.keeping import leading_trials
@@ -76,9 +77,11 @@ def exported_trial(
         InputError: There is no such finished trial, or its checkpoint is not kept; ``prefer`` is no
             rule, or comes with a number; or ``out`` holds something else.
         ArtifactError: The checkpoint that should be there is not, or the store refuses.
+        StorageError: Another program has changed what the study says of the trial.
     """
     stays = out is not None and check_place(out, force=force)
     trial, rule = _chosen(joined, number, prefer)
+    check_exported(joined, trial)
     records = [EpochRecord.from_dict(record) for record in epoch_records(trial)]
     best = next(record for record in records if record.epoch == trial.user_attrs["best_epoch"])
     artifacts = joined.file.artifacts

@@ -22,7 +22,7 @@ from qa_hpo.search.storage import StudyStorage
 from qa_hpo.search.trials import KEPT
 from qa_hpo.validation import reason
 
-__all__ = ["check_study_attributes", "check_trials", "telling_of_damage"]
+__all__ = ["check_exported", "check_study_attributes", "check_trials", "telling_of_damage"]
 
 Number = float | int | None
 
@@ -58,6 +58,13 @@ class _Epoch(_Stored):
     eval_seconds: float | int = 0.0
     looks: list[tuple[float | int, Number]] = []
     __pydantic_extra__: dict[str, Number]
+
+
+class _ExportedEpoch(_Epoch):
+    train_loss: Number
+    seconds: float | int
+    eval_seconds: float | int
+    best_f1: float | int
 
 
 class _TrialAttributes(_Stored):
@@ -97,6 +104,11 @@ class _Kept(BaseModel):
 _STUDY = TypeAdapter(_StudyAttributes)
 _TRIAL = TypeAdapter(_TrialAttributes)
 _KEPT = TypeAdapter(_Kept | None)
+_EXPORTED = TypeAdapter(list[_ExportedEpoch])
+
+_SCORES = ("f1", "exact", "best_f1", "best_exact", "best_f1_thresh", "total")
+# What a score on the old task comes with.
+_OLD_TASK = {"old_task_f1": "old_task_f1_no_null", "old_task_drop": "old_task_drop_no_null"}
 
 
 def check_study_attributes(attributes: dict[str, Any], shown: str, name: str) -> None:
@@ -120,21 +132,51 @@ def check_trials(joined: JoinedStudy) -> None:
         StorageError: Something is not of the type that qa_hpo wrote; the trial is named.
     """
     for trial in joined.optuna_study.get_trials(deepcopy=False):
-        place = f"{joined.storage.shown}: study {joined.file.study.name!r}, trial {trial.number}"
+        place = _place(joined, trial)
         _check(_TRIAL, trial.user_attrs, place)
         _check(_KEPT, trial.system_attrs.get(KEPT), place, KEPT)
         _check_best_epoch(trial, place)
 
 
+def check_exported(joined: JoinedStudy, trial: FrozenTrial) -> None:
+    """Check that what is exported of a trial is all there; tables and reports need less.
+
+    Raises:
+        StorageError: Something is missing, or not of the type that qa_hpo wrote.
+    """
+    place = _place(joined, trial)
+    _check(_EXPORTED, trial.user_attrs.get("epochs", []), place, "epochs")
+    best = trial.user_attrs.get("best_epoch")
+    if best is None:
+        raise _damaged(place, "best_epoch is missing")
+    _check_best_epoch(trial, place)
+    record = _records(trial)[best]
+    with_old_task = [name for score, name in _OLD_TASK.items() if record.get(score) is not None]
+    for name in (*_SCORES, *with_old_task):
+        if record.get(name) is None:
+            raise _damaged(place, f"epochs: {name} of epoch {best} is missing")
+
+
+def _place(joined: JoinedStudy, trial: FrozenTrial) -> str:
+    return f"{joined.storage.shown}: study {joined.file.study.name!r}, trial {trial.number}"
+
+
+def _records(trial: FrozenTrial) -> dict[int, dict[str, Any]]:
+    return {record["epoch"]: record for record in trial.user_attrs.get("epochs", [])}
+
+
 def _check_best_epoch(trial: FrozenTrial, place: str) -> None:
     best = trial.user_attrs.get("best_epoch")
-    records = {record["epoch"]: record for record in trial.user_attrs.get("epochs", [])}
     if best is None:
         return
+    records = _records(trial)
     if best not in records:
         raise _damaged(place, f"best_epoch is {best}, of which there is no record")
-    for name in ("f1", "exact", "best_f1", "best_exact", "best_f1_thresh"):
-        value = records[best].get(name, 0.0)
+    for name in ("best_f1", "threshold"):
+        if trial.user_attrs.get(name) is None:
+            raise _damaged(place, f"{name} is missing, and best_epoch is {best}")
+    for name in _SCORES:
+        value = records[best].get(name, 0.0)  # absent is enough for tables
         if value is None or not math.isfinite(value):
             raise _damaged(place, f"epochs: {name} of epoch {best} is {value!r}, not a number")
 
@@ -147,7 +189,9 @@ def _check(type_: TypeAdapter[Any], value: Any, place: str, within: str = "") ->
         parts = [within, *map(str, first["loc"])]
         # The union's members, of which the user wrote none.
         where = ".".join(p for p in parts if p and p not in {"float", "int", "_Kept"})
-        raise _damaged(place, f"{where}: {reason(first)}, got {first['input']!r}") from None
+        missing = first["type"] == "missing"  # its input is all the rest
+        why = "is missing" if missing else f"{reason(first)}, got {first['input']!r}"
+        raise _damaged(place, f"{where}{' ' if missing else ': '}{why}") from None
 
 
 def _damaged(place: str, what: str) -> StorageError:
