@@ -89,18 +89,19 @@ def test_commands_options_and_values(script: Path) -> None:
 
 def test_studies_by_file_and_by_name(script: Path) -> None:
     before = sorted(path for path in script.parent.rglob("*"))
-    everything, named, inside, elsewhere, files = offered(
+    everything, named, inside, elsewhere, nobody, files = offered(
         script,
         "qa-hpo status s",
         "qa-hpo worker --study squad-f",
         "qa-hpo leaderboard studies/",
         "qa-hpo status --storage sqlite:///nothing.db squ",
+        "qa-hpo status ~nosuchuser/",
         "qa-hpo run st",
     )
     assert everything == ["squad-first", "squad-second", "storage/", "studies/", "study.toml"]
     assert named == ["squad-first"]
     assert inside == ["studies/big.toml"]
-    assert elsewhere == [""]
+    assert elsewhere == nobody == [""]
     # A file only: bash itself offers those, where nothing else is offered ("-o default").
     assert files == [""]
     assert "complete -o default" in script.read_text(encoding="utf-8")

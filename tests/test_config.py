@@ -135,6 +135,8 @@ WRONG = [
             ("batch_size = [16, 4]", "batch_size: 4 is not in search.batch_size"),
             ('batch_size = "16"', "batch_size: input should be a valid integer, got '16'"),
             ("epochs = 1", "epochs: 1 is not in search.epochs"),
+            ("epochs = []", "epochs: is empty; give the value that it must have, or several"),
+            ("batch_size = true", "batch_size: input should be a valid"),
             ("weight_decay = 0.0", "weight_decay: 0.0 is not in search.weight_decay"),
         )
     ),
@@ -192,6 +194,25 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         load_study_file(binary)
     with pytest.raises(StudyFileError, match="cannot be read"):
         load_study_file(tmp_path)
+
+
+def test_keys_of_thousands_of_parts_are_not_read(tmp_path: Path) -> None:
+    # 478 lines of these take ten seconds to parse.
+    lines = "".join(f"{'.'.join(['a'] * 1000)}.b{n} = 1\n" for n in range(60))
+    with pytest.raises(StudyFileError, match="is no study file: its keys have too many parts"):
+        load_study_file(write(tmp_path, lines))
+
+
+def test_a_file_with_a_line_break_in_its_name_is_one_mistake(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        load_study_file(tmp_path / "a\nb.toml")
+    assert len(caught.value.lines) == 1
+
+
+def test_a_range_of_one_number_of_epochs_is_one_horizon(tmp_path: Path) -> None:
+    one = STUDY.replace("low = 2\nhigh = 5", "low = 3\nhigh = 3")
+    assert load_study_file(write(tmp_path, one)).pruning.across == "promote"
+    assert load_study_file(write(tmp_path, STUDY)).pruning.across == "median"
 
 
 def test_a_study_file_is_not_one_runs_configuration(tmp_path: Path) -> None:

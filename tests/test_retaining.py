@@ -195,6 +195,17 @@ def test_a_baseline_whose_method_does_not_apply_is_refused(tmp_path):
     )
 
 
+def test_a_condition_on_one_methods_strength_is_refused(tmp_path):
+    text = (
+        SEARCH
+        + '[search.warmup]\nlow = 0.0\nhigh = 0.1\nwhen = { "retention.strength.ewc" = 10 }\n'
+    )
+    assert (
+        "search.warmup.when.retention.strength.ewc: retention.strength.ewc is of one m"
+        in refusal(tmp_path, text)
+    )
+
+
 def test_recipes_are_trained_without_a_method(tmp_path):
     text = '[search]\nstart = ["v1", "v2"]\n[training.retention]\nmethod = "replay"\n'
     file = study(tmp_path, text)

@@ -30,10 +30,10 @@ def studies(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _files(incomplete: str) -> Iterator[str]:
     folder, _, begun = incomplete.rpartition("/")
-    place = Path(f"{folder}/" if "/" in incomplete else ".").expanduser()
+    place = Path(f"{folder}/" if "/" in incomplete else ".")
     before = f"{folder}/" if "/" in incomplete else ""
-    with contextlib.suppress(OSError):
-        for path in place.iterdir():
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: ~ of a user who does not exist
+        for path in place.expanduser().iterdir():
             if path.name.startswith(".") and not begun:
                 continue
             if path.suffix == ".toml":
@@ -61,4 +61,5 @@ def _names(url: str) -> list[str]:
     except sqlite3.Error:
         return []
     # Shells take what is offered as it is, and a space ends a word.
-    return [name for (name,) in rows if not any(map(str.isspace, name))]
+    names = [str(name) for (name,) in rows]
+    return [name for name in names if not any(map(str.isspace, name))]

@@ -209,7 +209,7 @@ class StudyFile(_Job):
         if study is None or search is None:  # there is a mistake in them, which is told
             return pruning
         epochs = search.get("epochs")
-        one_horizon = epochs is None or (len(epochs.values()) == 1 and not epochs.when)
+        one_horizon = epochs is None or (len(set(epochs.values())) == 1 and not epochs.when)
         return pruning.beside(study.objectives, one_horizon=one_horizon)
 
     @model_validator(mode="after")
@@ -281,6 +281,8 @@ class StudyFile(_Job):
         if other not in self.search or other == name:
             others = [valid for valid in self.search if valid != name]
             raise PlacedError(where, f"not another searched parameter; {nearest(other, others)}")
+        if parameter_of(other) != other:
+            raise PlacedError(where, f"{other} is of one method; give retention.method a condition")
         chain = [other]
         while chain:
             behind = self.search[chain.pop()].when or {}

@@ -314,6 +314,8 @@ def check_conditions(search: Mapping[str, Dimension], defaults: Parameters) -> N
             if (searched := search.get(other)) is None:
                 continue
             place = f"search.{name}.when.{other}"
+            if values == []:
+                raise PlacedError(place, "is empty; give the value that it must have, or several")
             for value in values if isinstance(values, list) else [values]:
                 try:
                     known = searched.contains(typed := checked(other, value))

@@ -201,18 +201,17 @@ def _workshop(final: Path) -> Iterator[Path]:
 def _clear_up(final: Path) -> None:
     """Remove what killed processes left beside ``final``; if it was put aside, put it back."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.{'[a-z0-9_]' * 8}"):
-        if not left.is_dir() or not {path.name for path in left.iterdir()} <= {"new", "old"}:
-            continue
-        descriptor = os.open(left, os.O_RDONLY)
-        try:
-            # Where there are no locks, nobody can tell whether its process lives: it stays.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (left / "old").is_dir() and not final.exists():
-                    (left / "old").replace(final)
-                shutil.rmtree(left, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+        # Where there are no locks, nobody can tell whether its process lives: it stays. One that
+        # lives may end meanwhile, and remove it itself.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if not {path.name for path in left.iterdir()} <= {"new", "old"}:
+                continue
+            descriptor = os.open(left, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (left / "old").is_dir() and not final.exists():
+                (left / "old").replace(final)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -51,6 +51,10 @@ def reason(error: Any) -> str:
     return message[0].lower() + message[1:]
 
 
+def _is_member(part: int | str) -> bool:
+    return part in _MEMBERS or str(part).startswith("list[")
+
+
 def explain(failure: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return one line for each mistake: the key's path, what is wrong, what would be valid.
 
@@ -66,7 +70,7 @@ def explain(failure: ValidationError, model: type[BaseModel]) -> list[str]:
             lines[str(cause),] = str(cause)
             continue
         # A union adds the tried member to the place, once for each: the user never wrote it.
-        place = tuple(part for part in error["loc"] if part not in _MEMBERS)
+        place = tuple(part for part in error["loc"] if not _is_member(part))
         parent, name = place[:-1], str(place[-1]) if place else ""
         why = reason(error)
         if error["type"] == "extra_forbidden":

@@ -1,10 +1,12 @@
 import contextlib
+import fcntl
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -132,6 +134,25 @@ def test_an_empty_file_is_an_empty_database(tmp_path: Path):
     assert "no study there yet" in refused(f"sqlite:///{tmp_path}/empty.db")
     with opened(f"sqlite:///{tmp_path}/empty.db"):
         pass
+
+
+def test_tables_without_their_version_are_still_being_created(tmp_path: Path):
+    """Whoever creates them holds the lock, and is the one to write it."""
+    path = tmp_path / "study.db"
+    with opened(f"sqlite:///{path}"):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("DELETE FROM alembic_version")
+        database.commit()
+        with (tmp_path / "study.db.lock").open("a") as lock, ThreadPoolExecutor(1) as pool:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            other = pool.submit(lambda: open_storage(f"sqlite:///{path}", create=True).close())
+            with pytest.raises(TimeoutError):
+                other.result(timeout=2)
+            assert database.execute("SELECT * FROM alembic_version").fetchall() == []
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            other.result(timeout=60)
+        assert len(database.execute("SELECT * FROM alembic_version").fetchall()) == 1
 
 
 def test_a_relative_path_is_shown_with_its_folder(tmp_path: Path, monkeypatch):

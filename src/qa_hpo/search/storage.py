@@ -297,17 +297,25 @@ def _is_empty(url: URL, shown: str, *, create: bool) -> bool:
     engine = _engine(url)
     try:
         tables = set(sqlalchemy.inspect(engine).get_table_names())
+        stamped = "alembic_version" in tables and _has_rows(engine, "alembic_version")
     finally:
         engine.dispose()
     if tables and "studies" not in tables:
         some = ", ".join(sorted(tables)[:3])
         raise StorageError(f"{shown}: is the database of another application (tables {some} …)")
-    # The table that Optuna writes last: without it somebody stopped on the way.
-    if "alembic_version" in tables:
+    # What Optuna writes last, the table and then its row: without it somebody stopped on the way,
+    # or is not there yet.
+    if stamped:
         return False
     if not create:
         raise MissingStudyError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
     return True
+
+
+def _has_rows(engine: Engine, table: str) -> bool:
+    with engine.connect() as connection:
+        rows = connection.execute(sqlalchemy.text(f"SELECT 1 FROM {table} LIMIT 1"))
+        return rows.first() is not None
 
 
 def _rdb(
