@@ -24,7 +24,7 @@ from qa_hpo.squad.corpus import load_corpus
 from qa_hpo.squad.windows import build_windows
 from qa_hpo.workers.local import Place
 from qa_hpo.workers.worker import work
-from tiny import study_file
+from tiny import study_file, write_base
 
 CPU = [Place("cpu", 1)]
 
@@ -91,6 +91,27 @@ def test_json_without_timing(tiny: Path, tmp_path: Path) -> None:
     assert found["time"] is None
     assert [worker["device"] for worker in found["workers"]] == ["cpu", "cpu"]
     assert not (tmp_path / "storage").exists()
+
+
+def test_a_checkpoint_that_no_drawn_trial_starts_from(tiny: Path, tmp_path: Path) -> None:
+    """One trial starts from one of two checkpoints, and the study may come to either."""
+    larger = write_base(tmp_path / "larger", num_hidden_layers=3)
+    found = foresee(
+        tiny,
+        tmp_path,
+        starts={"base": str(tiny / "base"), "larger": str(larger)},
+        search={"start": {"choices": ["base", "larger"]}},
+        budget={"trials": 1},
+    )
+    sizes = {
+        name: sum(
+            weight.numel()
+            for weight in AutoModelForQuestionAnswering.from_pretrained(str(folder)).parameters()
+        )
+        for name, folder in {"base": tiny / "base", "larger": larger}.items()
+    }
+    assert found.parameters == sizes
+    assert found.disk[0].needed == (5 + 4) * 4 * sizes["larger"]
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,9 @@ def forecast(
     view = _View(file, found, inputs, places, trials, windows)
     paces = {root: view.pace(root) for root in view.roots()} if timed else {}
     time = _time(view, paces) if timed else None
-    parameters = {root: parameter_count(inputs.checkpoint(root)) for root in view.roots()}
+    # Of every start, drawn or not: a study of few trials may come to any of them.
+    roots = dict.fromkeys(map(view.root, file.starts))
+    parameters = {root: parameter_count(inputs.checkpoint(root)) for root in roots}
     return Forecast(
         study=file.study.name,
         found=found,
@@ -204,6 +206,7 @@ class _View:
         return root
 
     def roots(self) -> list[str]:
+        """Return the checkpoints that the drawn trials come from."""
         return list(dict.fromkeys(self.root(trial.start) for trial in self.trials))
 
     def evaluated(self, start: str) -> int:
