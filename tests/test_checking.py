@@ -163,10 +163,108 @@ def test_disk_space(tiny: Path, tmp_path: Path) -> None:
     assert store.needed == 5 * weights + 4 * weights
     two = foresee(tiny, tmp_path, places=CPU * 2)
     assert two.disk[0].needed == 5 * weights + 2 * 4 * weights
-    assert two.disk[1].needed == 2 * cache.needed
+    assert two.disk[1].needed == cache.needed + 8 * weights
     assert two.disk[0].free
-    waiting = foresee(tiny, tmp_path, pruning={"across": "promote"}, budget={"trials": 10})
-    assert waiting.disk[0].needed == 5 * weights + 11 * 4 * weights
+
+
+@pytest.mark.parametrize(
+    ("budget", "waiting", "at_least"),
+    [
+        ({"trials": 10}, 10, False),
+        # However few reach the second rung: each trial costs the two epochs of the first.
+        ({"epochs": 100}, 50, False),
+        ({"trials": 60, "epochs": 100}, 50, False),
+        ({"hours": 10.0, "trials": 10}, 10, False),
+        ({"hours": 10.0}, 0, True),
+    ],
+)
+def test_disk_space_of_trials_that_wait(
+    tiny: Path, tmp_path: Path, budget: Any, waiting: int, at_least: bool
+) -> None:
+    found = foresee(
+        tiny,
+        tmp_path,
+        pruning={"across": "promote", "first_rung": 2},
+        training={"epochs": 4},
+        budget=budget,
+    )
+    weights = 4 * found.parameters["base"]
+    store = found.disk[0]
+    assert (store.needed, store.at_least) == ((5 + 4 + 4 * waiting) * weights, at_least)
+
+
+def test_nobody_waits_where_the_first_rung_is_the_horizon(tiny: Path, tmp_path: Path) -> None:
+    found = foresee(
+        tiny, tmp_path, pruning={"across": "promote", "first_rung": 3}, budget={"hours": 1.0}
+    )
+    store = found.disk[0]
+    assert (store.needed, store.at_least) == (9 * 4 * found.parameters["base"], False)
+
+
+def test_for_people_it_says_that_hours_bound_no_disk_space(tiny: Path, tmp_path: Path) -> None:
+    file = study_file(
+        tiny, tmp_path / "artifacts", pruning={"across": "promote"}, budget={"hours": 10.0}
+    )
+    study = tmp_path / "study.toml"
+    study.write_text(to_toml(file), encoding="utf-8")
+    out = run_cli("check", study, "--no-timing").out
+    assert "disk: at least 0.8 MiB in " in out
+    assert "disk: up to " in out
+
+
+def kept_windows(tiny: Path, folder: Path, strides: list[int]) -> int:
+    """The bytes of the files of training windows, cut anew, and of the validation windows."""
+    cache = Inputs(CachePaths(folder))
+    for stride in strides:
+        corpus = load_corpus(str(tiny / "train.json"), "train")
+        cache.windows(corpus, str(tiny / "base"), max_length=40, doc_stride=stride)
+    corpus = load_corpus(str(tiny / "validation.json"), "validation")
+    cache.windows(corpus, str(tiny / "base"), max_length=40, doc_stride=8)
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def test_the_cache_has_room_for_windows(tiny: Path, tmp_path: Path) -> None:
+    """One set for each stride: of a file with a range, those of the trials that were drawn."""
+    named = foresee(tiny, tmp_path, search={"doc_stride": {"choices": [2, 8, 16]}})
+    runs = 8 * 4 * named.parameters["base"]
+    # A file has a header, and the number of its questions.
+    real = kept_windows(tiny, tmp_path / "named", [2, 8, 16])
+    assert real - 4 * 1500 < named.disk[1].needed - runs < real
+    ranged = {"search": {"doc_stride": {"low": 1, "high": 18}}}
+    forty = foresee(tiny, tmp_path, budget={"trials": 40}, **ranged)
+    file = study_file(tiny, tmp_path, budget={"trials": 40}, **ranged)
+    strides = {trial.doc_stride for trial in drawn(file, 40)}
+    assert len(strides) > 10
+    real = kept_windows(tiny, tmp_path / "ranged", sorted({1, 18, *strides}))
+    assert 0.9 * real < forty.disk[1].needed - runs < 1.6 * real
+    assert not forty.disk[1].at_least
+    for budget in ({"trials": 1000}, {"hours": 1.0}):
+        assert foresee(tiny, tmp_path, budget=budget, **ranged).disk[1].at_least
+
+
+def test_the_cache_has_room_for_what_retention_methods_keep(tiny: Path, tmp_path: Path) -> None:
+    """A Fisher information of each start, and a path integral beside a start that is built."""
+
+    def needed(*methods: str) -> int:
+        return (
+            foresee(
+                tiny,
+                tmp_path,
+                starts={"noisy": {"from": "base", "train": str(tiny / "noise.json")}},
+                search={
+                    "start": "noisy",
+                    "retention.method": {"choices": list(methods)},
+                },
+                data={"old_task": str(tiny / "noise.json")},
+            )
+            .disk[1]
+            .needed
+        )
+
+    weights = 4 * foresee(tiny, tmp_path).parameters["base"]
+    plain = needed("none", "l2sp")
+    assert needed("none", "ewc", "mask") == plain + 2 * weights
+    assert needed("none", "si") == plain + weights
 
 
 def test_the_baselines_come_first_and_the_rest_is_the_same_each_time(tiny: Path) -> None:

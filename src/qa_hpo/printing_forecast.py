@@ -63,7 +63,8 @@ def _plan(plan: "Plan") -> str:
 
 
 def _space(space: "Space") -> str:
-    line = f"up to {_size(space.needed)} in {space.place}"
+    bound = "at least" if space.at_least else "up to"
+    line = f"{bound} {_size(space.needed)} in {space.place}"
     if space.free is None:
         return line
     enough = "" if space.free >= space.needed else " (warning: that is not enough)"
