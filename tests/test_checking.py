@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
 from qa_hpo.squad.corpus import load_corpus
 from qa_hpo.squad.windows import build_windows
+from qa_hpo.workers.leases import Gpu, Leases
 from qa_hpo.workers.local import Place
 from qa_hpo.workers.worker import work
 from tiny import study_file, write_base
@@ -331,3 +333,88 @@ def test_for_people_it_says_what_the_estimate_rests_on(tiny: Path, tmp_path: Pat
     assert "with 2 workers. This is an estimate" in ended.out
     assert "(cpu, 1 thread, float32): 8 training steps of 16 windows" in ended.out
     assert ended.out.endswith(f"{study}: good\n")
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Leases:
+    """A host with two GPUs, as far as their listing goes, and their locks."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    return Leases([Gpu("4", "4"), Gpu("7", "7")])
+
+
+@pytest.fixture
+def study(tiny: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    file = study_file(tiny, tmp_path / "artifacts", training={"cpu_threads": 1})
+    path.write_text(to_toml(file), encoding="utf-8")
+    return path
+
+
+def test_busy_gpus_keep_nobody_from_a_look(gpus: Leases, study: Path) -> None:
+    held = gpus.take(None, 1)
+    ended = run_cli("check", study)
+    assert (ended.code, ended.err) == (0, "")
+    assert "workers: 2, on GPU 4, 7\n" in ended.out
+    assert "time: not timed: all GPUs are busy\n" in ended.out
+    found = run_cli("check", study, "--json", "--workers", "3", "--workers-per-device", "2").json()
+    assert [worker["device"] for worker in found["workers"]] == ["4", "7", "4"]
+    assert (found["time"], found["not_timed"]) == (None, "all GPUs are busy")
+    assert "not timed" not in run_cli("check", study, "--no-timing").out
+    for lease in held:
+        lease.close()
+
+
+def test_more_workers_than_the_gpus_ever_have_room_for(gpus: Leases, study: Path) -> None:
+    ended = run_cli("check", study, "--workers", "5", "--workers-per-device", "2")
+    assert ended.code == 2
+    assert ended.err == (
+        "error: --workers: 5 are asked for and 2 GPUs (4, 7) have room for 4; "
+        "--workers-per-device 3 would let them share\n"
+    )
+
+
+def test_without_timing_no_gpu_is_taken(
+    gpus: Leases, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Leases, "take", None)
+    assert run_cli("check", study, "--no-timing").code == 0
+
+
+def test_what_is_timed_is_timed_on_a_gpu_that_nobody_else_has(
+    gpus: Leases, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def asked() -> bool:
+        """What torch does when CUDA is first asked for: from then on it sees these devices."""
+        seen.append((os.environ["CUDA_VISIBLE_DEVICES"], gpus.free(1), gpus.free(2)))
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    (held,) = gpus.take(1, 1)
+    assert held.gpu.name == "4"
+    ended = run_cli("check", study, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.json()["time"]["paces"]
+    assert set(seen) == {("7", 0, 0)}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+    assert gpus.free(1) == 1
+    held.close()
+
+
+def test_beside_workers_that_share_their_gpus_one_share_is_taken(
+    gpus: Leases, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def asked() -> bool:
+        seen.append((os.environ["CUDA_VISIBLE_DEVICES"], gpus.free(2)))
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    held = gpus.take(2, 2)
+    assert run_cli("check", study, "--workers-per-device", "2").code == 0
+    assert set(seen) == {("4", 1)}
+    for lease in held:
+        lease.close()

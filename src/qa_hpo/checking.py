@@ -1,5 +1,6 @@
 """What a study will cost, foreseen before it is paid for: windows, epochs, time, disk, memory."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -18,7 +19,7 @@ from qa_hpo.parameters import Parameters
 from qa_hpo.search.budget import Spent, most_trials
 from qa_hpo.search.drawing import drawn
 from qa_hpo.search.promotion import Rules
-from qa_hpo.workers.local import Place
+from qa_hpo.workers.local import Place, one_device
 
 __all__ = ["Forecast", "Plan", "Space", "Time", "forecast"]
 
@@ -103,7 +104,8 @@ class Forecast:
         plan: Trials and epochs.
         time: How long it takes; None where nothing was timed.
         disk: What it needs.
-        places: Where each worker computes.
+        places: Where each worker computes, once all GPUs are free.
+        not_timed: Why nothing was timed, although it was to be.
     """
 
     study: str
@@ -115,6 +117,7 @@ class Forecast:
     time: Time | None
     disk: tuple[Space, ...]
     places: tuple[Place, ...]
+    not_timed: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as ``qa-hpo check --json`` prints it. Sizes are in bytes, times in seconds."""
@@ -144,13 +147,20 @@ class Forecast:
             },
             "plan": dataclasses.asdict(self.plan),
             "time": None if self.time is None else dataclasses.asdict(self.time),
+            "not_timed": self.not_timed,
             "disk": [dataclasses.asdict(space) for space in self.disk],
             "workers": [dataclasses.asdict(place) for place in self.places],
         }
 
 
 def forecast(
-    file: StudyFile, found: Preflight, inputs: Inputs, places: list[Place], *, timed: bool
+    file: StudyFile,
+    found: Preflight,
+    inputs: Inputs,
+    places: list[Place],
+    *,
+    timed: bool,
+    per_device: int = 1,
 ) -> Forecast:
     """Foresee what a study costs.
 
@@ -159,17 +169,21 @@ def forecast(
         found: What a look at it found.
         inputs: What loaded its data.
         places: Where its workers compute.
-        timed: Whether to train some steps and evaluate some windows from each checkpoint.
+        timed: Whether to train some steps and evaluate some windows from each checkpoint, on a GPU
+            that no worker has meanwhile. CUDA must not have been initialised before.
+        per_device: How many workers may share a GPU.
 
     Raises:
         QaHpoError: As a trial would: the model does not fit into the memory, say.
     """
     trials = drawn(file, max(1, min(file.budget.trials or DRAWN, DRAWN)))
     view = View(file, found, inputs, places, trials)
-    paces = {root: view.pace(root) for root in view.roots()} if timed else {}
-    time = _time(view, paces) if timed else None
-    # Of every start, drawn or not: a study of few trials may come to any of them.
+    # Of every start, drawn or not: a study of few trials may come to any of them. It cuts their
+    # windows, before a GPU is taken.
     parameters = {root: parameter_count(inputs.checkpoint(root)) for root in view.sets}
+    with one_device(per_device) if timed else contextlib.nullcontext(False) as there:
+        paces = {root: view.pace(root) for root in view.roots()} if there else {}
+    time = _time(view, paces) if there else None
     plan = _plan(view, None if time is None else time.trials_s / view.mean_s(paces))
     return Forecast(
         study=file.study.name,
@@ -184,6 +198,7 @@ def forecast(
             _cache_space(view, plan, max(parameters.values()) * _BYTES),
         ),
         places=tuple(places),
+        not_timed="all GPUs are busy" if timed and not there else None,
     )
 
 

@@ -25,6 +25,8 @@ def print_forecast(forecast: "Forecast") -> None:
         print_line(f"disk: {_space(space)}")
     if forecast.time is not None:
         _print_time(forecast.time, len(forecast.places))
+    elif forecast.not_timed is not None:
+        print_line(f"time: not timed: {forecast.not_timed}")
 
 
 def describe_places(places: Sequence[Place]) -> str:
