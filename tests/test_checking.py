@@ -13,10 +13,12 @@ from transformers import AutoModelForQuestionAnswering
 
 from cli_helpers import run_cli
 from qa_hpo.checking import Forecast, forecast
+from qa_hpo.checking_view import View
 from qa_hpo.config import to_toml
 from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import load_tokenizer
 from qa_hpo.finetune.preflight import fingerprints, preflight
+from qa_hpo.finetune.timing import Pace
 from qa_hpo.paths import CachePaths
 from qa_hpo.search.drawing import drawn
 from qa_hpo.search.storage import open_storage
@@ -29,6 +31,21 @@ from qa_hpo.workers.worker import work
 from tiny import study_file, write_base
 
 CPU = [Place("cpu", 1)]
+PACE = Pace(
+    checkpoint="base",
+    device="cpu",
+    threads=1,
+    precision="float32",
+    batch_size=16,
+    steps=8,
+    step_s=0.5,
+    evaluated=60,
+    evaluation_s=1.0,
+    setup_s=2.0,
+    checkpoint_bytes=1000,
+    save_s=0.1,
+    peak_memory_mib=300.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -333,6 +350,47 @@ def test_for_people_it_says_what_the_estimate_rests_on(tiny: Path, tmp_path: Pat
     assert "with 2 workers. This is an estimate" in ended.out
     assert "(cpu, 1 thread, float32): 8 training steps of 16 windows" in ended.out
     assert ended.out.endswith(f"{study}: good\n")
+
+
+def test_it_says_which_methods_the_estimate_leaves_out(tiny: Path, tmp_path: Path) -> None:
+    file = study_file(
+        tiny,
+        tmp_path / "artifacts",
+        training={"cpu_threads": 1},
+        search={"retention.method": {"choices": ["none", "l2sp"]}},
+    )
+    study = tmp_path / "study.toml"
+    study.write_text(to_toml(file), encoding="utf-8")
+    assert (
+        "with 1 worker, without what retention methods add (l2sp). " in run_cli("check", study).out
+    )
+    assert run_cli("check", study, "--json").json()["time"]["untimed"] == ["l2sp"]
+
+
+def test_looks_within_an_epoch_measure_the_validation_windows_alone(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Four evaluations of an epoch: three looks, and its end with the old task."""
+
+    def seconds(evaluations: int, **evaluation: Any) -> float:
+        file = study_file(
+            tiny,
+            tmp_path / "artifacts",
+            pruning={"evaluations_per_epoch": evaluations},
+            evaluation=evaluation,
+        )
+        inputs = Inputs(CachePaths())
+        trials = drawn(file, 1)
+        view = View(file, preflight(file, inputs), inputs, CPU, trials)
+        return view.seconds(trials[0], PACE)
+
+    old = {"old_task": str(tiny / "noise.json")}
+    validation = windows(tiny, "validation", "validation", 8)
+    noise = windows(tiny, "noise", "validation", 8)
+    # Three epochs, and a second for each window.
+    assert seconds(4) - seconds(1) == pytest.approx(3 * 3 * validation)
+    assert seconds(1, **old) - seconds(1) == pytest.approx(3 * noise)
+    assert seconds(4, **old) - seconds(4) == pytest.approx(3 * noise)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ class Time:
         starts_s: Of them that build starts by recipes that are not built yet, which comes first.
         limited_by_hours: Whether ``budget.hours`` ends it there.
         paces: What it is based on: one for each checkpoint that starts come from.
+        untimed: Retention methods of drawn trials: what they add to a trial is not in it.
     """
 
     seconds: float
@@ -72,6 +73,7 @@ class Time:
     starts_s: float
     limited_by_hours: bool
     paces: tuple[Pace, ...]
+    untimed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,9 @@ def _time(view: View, paces: dict[str, Pace]) -> Time:
     if budget.hours is not None and budget.hours * 3600 < seconds:
         seconds, limited = budget.hours * 3600, True
     trials = (seconds - starts) * view.parallel if limited else mean * min(numbers)
-    return Time(seconds, max(trials, 0.0), starts, limited, tuple(paces.values()))
+    methods = dict.fromkeys(trial.retention.method for trial in view.trials)
+    untimed = tuple(method for method in methods if method != "none")
+    return Time(seconds, max(trials, 0.0), starts, limited, tuple(paces.values()), untimed)
 
 
 def _starts_s(view: View, paces: dict[str, Pace]) -> float:

@@ -80,6 +80,8 @@ def _print_time(time: "Time", workers: int) -> None:
         line += ", when budget.hours are over"
     elif time.starts_s:
         line += f", {_duration(time.starts_s)} of it for building starts"
+    if time.untimed:
+        line += f", without what retention methods add ({', '.join(time.untimed)})"
     print_line(f"{line}. This is an estimate: no trial overfits, and others leave the host alone.")
     for pace in time.paces:
         threads = f", {_threads(pace.threads)}" if pace.device == "cpu" else ""
