@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import create_trial
 
@@ -131,6 +132,79 @@ def test_what_a_run_would_refuse(study: Path) -> None:
     study.write_text(text.replace("train.json", "trian.json"), encoding="utf-8")
     assert rehearsed(study).code == 2
     assert rehearsed(study, "--storage", "mysql://me:secret@host/db").code == 2
+
+
+def both(study: Path, *options: str) -> Ended:
+    """How a dry run ended, which has to be how the run ends."""
+    dry = rehearsed(study, *options)
+    real = run_cli("run", study, "--workers", "1", *options)
+    assert (dry.code, dry.err) == (real.code, real.err)
+    return dry
+
+
+def given(study: Path, old: str, new: str) -> None:
+    text = study.read_text(encoding="utf-8")
+    assert old in text
+    study.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_studies_to_learn_from(study: Path) -> None:
+    created(study)
+    given(study, 'name = "tiny"', 'name = "second"\nlearn_from = ["tiny"]')
+    assert "study 'second' would be created" in rehearsed(study).out
+    storage = open_storage("sqlite:///storage/qa_hpo.db", create=False)
+    optuna.create_study(study_name="theirs", storage=storage.rdb)
+    storage.close()
+    for name, why in {"tinny": "has no study 'tinny'", "theirs": "is not a qa_hpo study"}.items():
+        line = study.read_text(encoding="utf-8").split("\n")[3]
+        given(study, line, f'learn_from = ["{name}"]')
+        ended = both(study)
+        assert ended.code == 2
+        assert ended.err.startswith("error: study.learn_from: ")
+        assert why in ended.err
+
+
+def test_a_study_to_learn_from_where_there_is_no_storage_yet(study: Path) -> None:
+    given(study, "seed = 3", 'seed = 3\nlearn_from = ["nobody"]')
+    ended = both(study)
+    assert ended.code == 2
+    shown = f"sqlite:///{study.parent}/storage/qa_hpo.db"
+    assert ended.err == f"error: study.learn_from: {shown} has no study 'nobody'; it holds none\n"
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize"], ["maximize", "maximize"]])
+def test_a_study_of_another_program_has_the_name(study: Path, directions: list[str]) -> None:
+    url = f"sqlite:///{study.parent}/others.db"
+    theirs = optuna.create_study(study_name="tiny", storage=url, directions=directions)
+    theirs.add_trial(create_trial(values=[1.0] * len(directions)))
+    ended = both(study, "--storage", url)
+    assert ended.code == 2
+    assert ended.err == f"error: {url}: 'tiny' is not a qa_hpo study; choose another study.name\n"
+
+
+@pytest.mark.parametrize("folder", ["/proc/none", "/proc/none/deeper", "/proc", "file", "file/in"])
+def test_a_place_for_checkpoints_that_cannot_be_made(study: Path, folder: str) -> None:
+    (study.parent / "file").write_text("in the way", encoding="utf-8")
+    given(study, "[budget]", f'[artifacts]\nfolder = "{folder}"\n[budget]')
+    ended = both(study)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: artifacts.folder: {folder}: ")
+
+
+@pytest.mark.parametrize("url", ["sqlite:////proc/none/qa.db", "sqlite:////proc/qa.db"])
+def test_a_storage_that_cannot_be_made(study: Path, url: str) -> None:
+    ended = both(study, "--storage", url)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {url}: ")
+
+
+def test_what_a_bucket_takes_is_not_tried(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("boto3")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    given(study, "[budget]", '[artifacts]\nfolder = "s3://bucket"\n[budget]')
+    ended = rehearsed(study)
+    assert (ended.code, ended.err) == (0, "")
+    assert "artifacts.folder: s3://bucket is not tried, which would write\n" in ended.out
 
 
 def test_gpus_and_other_launchers(

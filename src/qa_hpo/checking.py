@@ -1,35 +1,34 @@
 """What a study will cost, foreseen before it is paid for: windows, epochs, time, disk, memory."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from qa_hpo.config import Recipe, Run, Runtime, StudyFile
+from qa_hpo.checking_view import DRAWN, RUN, View
+from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.finetune.inputs import Inputs
-from qa_hpo.finetune.preflight import Preflight, training_strides
+from qa_hpo.finetune.preflight import Preflight
 from qa_hpo.finetune.starts import Starts
-from qa_hpo.finetune.timing import Pace, parameter_count, time_steps
-from qa_hpo.finetune.training import Training
-from qa_hpo.parameters import Parameters, Retention
+from qa_hpo.finetune.timing import Pace, parameter_count
+from qa_hpo.parameters import Parameters
+from qa_hpo.search.budget import Spent, most_trials
 from qa_hpo.search.drawing import drawn
 from qa_hpo.search.promotion import Rules
-from qa_hpo.workers.local import Place
+from qa_hpo.workers.local import Place, one_device
 
 __all__ = ["Forecast", "Plan", "Space", "Time", "forecast"]
 
-_DRAWN = 200
 # float32: weights; with gradients and AdamW's two moments, four times that.
 _BYTES = 4
 _TRAINED = 4
-# A resume state is the weights and the optimizer's moments; beside it lies the best checkpoint.
+# Of a checkpoint's size; see RUN.
 _RESUME = 3
-_RUN = 1 + _RESUME
+_NOTHING = Spent(trials=0, epochs=0, reserved=0, hours=0, running=0, waiting=0, failed=0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Time:
         starts_s: Of them that build starts by recipes that are not built yet, which comes first.
         limited_by_hours: Whether ``budget.hours`` ends it there.
         paces: What it is based on: one for each checkpoint that starts come from.
+        untimed: Retention methods of drawn trials: what they add to a trial is not in it.
     """
 
     seconds: float
@@ -73,15 +73,24 @@ class Time:
     starts_s: float
     limited_by_hours: bool
     paces: tuple[Pace, ...]
+    untimed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Space:
-    """Disk space that a place needs, in bytes, and what is free there; None for a bucket."""
+    """Disk space that a place needs.
+
+    Attributes:
+        place: The folder or bucket.
+        needed: Bytes that it needs.
+        free: Bytes that are free there; None for a bucket.
+        at_least: Whether it may need more than that: as many trials as hours allow keep something.
+    """
 
     place: str
     needed: int
     free: int | None
+    at_least: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ class Forecast:
         plan: Trials and epochs.
         time: How long it takes; None where nothing was timed.
         disk: What it needs.
-        places: Where each worker computes.
+        places: Where each worker computes, once all GPUs are free.
+        not_timed: Why nothing was timed, although it was to be.
     """
 
     study: str
@@ -109,6 +119,7 @@ class Forecast:
     time: Time | None
     disk: tuple[Space, ...]
     places: tuple[Place, ...]
+    not_timed: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as ``qa-hpo check --json`` prints it. Sizes are in bytes, times in seconds."""
@@ -138,13 +149,20 @@ class Forecast:
             },
             "plan": dataclasses.asdict(self.plan),
             "time": None if self.time is None else dataclasses.asdict(self.time),
+            "not_timed": self.not_timed,
             "disk": [dataclasses.asdict(space) for space in self.disk],
             "workers": [dataclasses.asdict(place) for place in self.places],
         }
 
 
 def forecast(
-    file: StudyFile, found: Preflight, inputs: Inputs, places: list[Place], *, timed: bool
+    file: StudyFile,
+    found: Preflight,
+    inputs: Inputs,
+    places: list[Place],
+    *,
+    timed: bool,
+    per_device: int = 1,
 ) -> Forecast:
     """Foresee what a study costs.
 
@@ -153,149 +171,40 @@ def forecast(
         found: What a look at it found.
         inputs: What loaded its data.
         places: Where its workers compute.
-        timed: Whether to train some steps and evaluate some windows from each checkpoint.
+        timed: Whether to train some steps and evaluate some windows from each checkpoint, on a GPU
+            that no worker has meanwhile. CUDA must not have been initialised before.
+        per_device: How many workers may share a GPU.
 
     Raises:
         QaHpoError: As a trial would: the model does not fit into the memory, say.
     """
-    windows = {name: _windows(file, found, inputs, name) for name in file.starts}
-    trials = drawn(file, max(1, min(file.budget.trials or _DRAWN, _DRAWN)))
-    view = _View(file, found, inputs, places, trials, windows)
-    paces = {root: view.pace(root) for root in view.roots()} if timed else {}
-    time = _time(view, paces) if timed else None
-    parameters = {root: parameter_count(inputs.checkpoint(root)) for root in view.roots()}
+    trials = drawn(file, max(1, min(file.budget.trials or DRAWN, DRAWN)))
+    view = View(file, found, inputs, places, trials)
+    # Of every start, drawn or not: a study of few trials may come to any of them. It cuts their
+    # windows, before a GPU is taken.
+    parameters = {root: parameter_count(inputs.checkpoint(root)) for root in view.sets}
+    with one_device(per_device) if timed else contextlib.nullcontext(False) as there:
+        paces = {root: view.pace(root) for root in view.roots()} if there else {}
+    time = _time(view, paces) if there else None
+    plan = _plan(view, None if time is None else time.trials_s / view.mean_s(paces))
     return Forecast(
         study=file.study.name,
         found=found,
-        windows=windows,
+        windows={name: view.sets[view.root(name)].training for name in file.starts},
         evaluation_windows={name: view.evaluated(name) for name in file.starts},
         parameters={name: parameters[view.root(name)] for name in file.starts},
-        plan=_plan(view, None if time is None else time.trials_s / view.mean_s(paces)),
+        plan=plan,
         time=time,
-        disk=_disk(view, max(parameters.values()) * _BYTES),
+        disk=(
+            _store_space(view, plan, max(parameters.values()) * _BYTES),
+            _cache_space(view, plan, max(parameters.values()) * _BYTES),
+        ),
         places=tuple(places),
+        not_timed="all GPUs are busy" if timed and not there else None,
     )
 
 
-def _windows(file: StudyFile, found: Preflight, inputs: Inputs, name: str) -> dict[int, int]:
-    root = file.starts[file.lineage(name)[-1]]
-    assert isinstance(root, str)
-    cut = partial(
-        inputs.windows, found.train, inputs.checkpoint(root), max_length=file.data.max_length
-    )
-    return {stride: len(cut(doc_stride=stride)) for stride in training_strides(file)}
-
-
-@dataclass(frozen=True)
-class _View:
-    """A study as its costs see it: with trials that were drawn, and the windows of its starts."""
-
-    file: StudyFile
-    found: Preflight
-    inputs: Inputs
-    places: list[Place]
-    trials: list[Parameters]
-    windows: dict[str, dict[int, int]]
-
-    def root(self, start: str) -> str:
-        """Return the checkpoint that a start comes from."""
-        root = self.file.starts[self.file.lineage(start)[-1]]
-        assert isinstance(root, str)
-        return root
-
-    def roots(self) -> list[str]:
-        return list(dict.fromkeys(self.root(trial.start) for trial in self.trials))
-
-    def evaluated(self, start: str) -> int:
-        """Return the windows of an epoch's evaluation."""
-        corpora = [self.found.validation, self.found.old_task]
-        return sum(
-            len(
-                self.inputs.windows(
-                    corpus,
-                    self.inputs.checkpoint(self.root(start)),
-                    max_length=self.file.data.max_length,
-                    doc_stride=self.file.evaluation.doc_stride,
-                )
-            )
-            for corpus in corpora
-            if corpus is not None
-        )
-
-    def pace(self, root: str) -> Pace:
-        """Time a run from a checkpoint, with a batch size in the middle of those searched."""
-        file, inputs = self.file, self.inputs
-        mine = [trial for trial in self.trials if self.root(trial.start) == root]
-        middle = sorted(mine, key=lambda trial: trial.batch_size)[len(mine) // 2]
-        name = next(name for name, start in file.starts.items() if start == root)
-        plain = middle.model_copy(update={"start": name, "retention": Retention()})
-        runtime = file.training.runtime()
-        if runtime.cpu_threads is None:
-            threads = self.places[0].threads
-            runtime = Runtime(**{**runtime.model_dump(), "cpu_threads": threads})
-        config = file.run_config(plain, Run(name="timed", seed=file.study.seed), runtime)
-        folder = inputs.checkpoint(root)
-        windows = inputs.windows(
-            self.found.train,
-            folder,
-            max_length=file.data.max_length,
-            doc_stride=max(self.windows[name]),
-        )
-        pace = time_steps(
-            Training(
-                checkpoint=folder,
-                tokenizer=inputs.tokenizer(folder),
-                windows=windows,
-                validation=inputs.validation(file.data, folder, file.evaluation.doc_stride),
-                parameters=config.parameters,
-                seed=config.run.seed,
-                runtime=config.runtime,
-                evaluation=config.evaluation,
-            )
-        )
-        return dataclasses.replace(pace, checkpoint=root)
-
-    def seconds(self, trial: Parameters, pace: Pace) -> float:
-        """Return how long a trial takes that does not end early."""
-        counts = self.windows[trial.start]
-        cut = float(np.interp(trial.doc_stride, list(counts), list(counts.values())))
-        evaluations = self.file.pruning.evaluations_per_epoch
-        # The best checkpoint and the resume state: written, packed, and put into the store.
-        saving = 3 * _RUN * pace.save_s
-        epoch = cut * pace.window_s + saving
-        epoch += evaluations * self.evaluated(trial.start) * pace.evaluation_s
-        return pace.setup_s + self.epochs_of(trial) * epoch
-
-    def epochs_of(self, trial: Parameters) -> float:
-        """Return for how many epochs a trial is trained; on average, where trials are promoted."""
-        file, rules = self.file, Rules.of(self.file)
-        if rules is None:
-            return trial.epochs
-        number = file.budget.trials or _DRAWN
-        exempt = len(file.baseline) + (file.evaluation.seeds - 1) * file.evaluation.finalists
-        exempt += round(file.pruning.control_fraction * max(0, number - exempt))
-        return rules.expected_epochs(number, min(number, exempt)) / number
-
-    @property
-    def mean_epochs(self) -> float:
-        """For how many epochs a trial is trained, of those that were drawn."""
-        return float(np.mean([self.epochs_of(trial) for trial in self.trials]))
-
-    def mean_s(self, paces: dict[str, Pace]) -> float:
-        """Return how long a trial takes, of those that were drawn."""
-        return float(np.mean([self.seconds(t, paces[self.root(t.start)]) for t in self.trials]))
-
-    @property
-    def parallel(self) -> int:
-        """How many trials go on at once, at the pace that was measured.
-
-        Workers that share a GPU go on at the pace of one.
-        """
-        devices = {place.device for place in self.places}
-        return len(self.places) if devices == {"cpu"} else len(devices)
-
-
-def _time(view: _View, paces: dict[str, Pace]) -> Time:
+def _time(view: View, paces: dict[str, Pace]) -> Time:
     budget, mean = view.file.budget, view.mean_s(paces)
     epochs = view.mean_epochs
     numbers = [] if budget.trials is None else [float(budget.trials)]
@@ -308,10 +217,12 @@ def _time(view: _View, paces: dict[str, Pace]) -> Time:
     if budget.hours is not None and budget.hours * 3600 < seconds:
         seconds, limited = budget.hours * 3600, True
     trials = (seconds - starts) * view.parallel if limited else mean * min(numbers)
-    return Time(seconds, max(trials, 0.0), starts, limited, tuple(paces.values()))
+    methods = dict.fromkeys(trial.retention.method for trial in view.trials)
+    untimed = tuple(method for method in methods if method != "none")
+    return Time(seconds, max(trials, 0.0), starts, limited, tuple(paces.values()), untimed)
 
 
-def _starts_s(view: _View, paces: dict[str, Pace]) -> float:
+def _starts_s(view: View, paces: dict[str, Pace]) -> float:
     """Return the seconds that it takes to build the starts that are not built."""
     file, starts = view.file, Starts(view.file, view.file.training.runtime(), view.inputs)
     used = {name for trial in view.trials for name in file.lineage(trial.start)}
@@ -332,7 +243,7 @@ def _starts_s(view: _View, paces: dict[str, Pace]) -> float:
     return total
 
 
-def _plan(view: _View, trials: float | None) -> Plan:
+def _plan(view: View, trials: float | None) -> Plan:
     budget = view.file.budget
     dimension = view.file.search.get("epochs")
     named = [view.file.training.epochs] if dimension is None or dimension.when else []
@@ -356,25 +267,63 @@ def _plan(view: _View, trials: float | None) -> Plan:
     )
 
 
-def _disk(view: _View, checkpoint: int) -> tuple[Space, ...]:
-    """Return what the store and the cache need at most, as far as the file tells."""
-    file, workers = view.file, len(view.places)
+def _store_space(view: View, plan: Plan, checkpoint: int) -> Space:
+    """Return what the checkpoints' store needs.
+
+    Args:
+        view: The study.
+        plan: What its budget comes to.
+        checkpoint: Size of a checkpoint in bytes.
+    """
+    file, rules = view.file, Rules.of(view.file)
     kept = file.artifacts.keep
     if file.evaluation.seeds > 1:
         kept += file.evaluation.finalists * file.evaluation.seeds
-    unfinished = workers
-    if file.pruning.across == "promote":  # trials that wait keep what they go on from
-        unfinished += file.budget.trials or 0
-    store = (kept + unfinished * _RUN) * checkpoint
-    # While a resume state is written, the one before it is still there.
-    runs = workers * (2 * _RESUME + 2) * checkpoint
-    recipes = sum(isinstance(start, Recipe) for start in file.starts.values())
+    unfinished, most = len(view.places), None
+    waiting = rules is not None and bool(rules.rungs)
+    if rules is not None and waiting:  # trials that wait keep what they go on from
+        most = most_trials(_NOTHING, file.budget, (), rules)
+        unfinished += most or plan.trials or 0
+    needed = (kept + unfinished * RUN) * checkpoint
     folder = file.artifacts.folder
-    cache = view.inputs.cache.folder
-    return (
-        Space(folder, store, None if "://" in folder else _free(Path(folder))),
-        Space(str(cache), runs + recipes * checkpoint, _free(cache)),
-    )
+    free = None if "://" in folder else _free(Path(folder))
+    return Space(folder, needed, free, at_least=waiting and most is None)
+
+
+def _cache_space(view: View, plan: Plan, checkpoint: int) -> Space:
+    """Return what the cache needs: windows, built starts, runs, what retention methods keep.
+
+    Args:
+        view: The study.
+        plan: What its budget comes to.
+        checkpoint: Size of a checkpoint in bytes.
+    """
+    file, folder = view.file, view.inputs.cache.folder
+    recipes = [start for start in file.starts.values() if isinstance(start, Recipe)]
+    # A path integral lies beside the weights, and is as large.
+    kept = len(recipes) + sum(recipe.path_integral for recipe in recipes)
+    if {"ewc", "mask"} & set(view.methods):  # and so is a Fisher information
+        kept += sum(file.old_training(name) is not None for name in file.starts)
+    # While a resume state is written, the one before it is still there.
+    runs = len(view.places) * (2 * _RESUME + 2)
+    most = file.budget.trials
+    windows = _window_bytes(view, view.trials[: most or plan.trials])
+    dimension = file.search.get("doc_stride")
+    ranged = dimension is not None and dimension.low is not None
+    unknown = ranged and (most is None or most > len(view.trials))
+    needed = (kept + runs) * checkpoint + windows
+    return Space(str(folder), needed, _free(folder), at_least=unknown)
+
+
+def _window_bytes(view: View, trials: Sequence[Parameters]) -> int:
+    """Return the bytes of all windows that are cut for ``trials``, once for each stride."""
+    total = 0
+    for root, sets in view.sets.items():
+        sizes = sets.training_bytes
+        others = {trial.doc_stride for trial in trials if view.root(trial.start) == root} - {*sizes}
+        total += sets.other_bytes + sum(sizes.values())
+        total += round(len(others) * sum(sizes.values()) / len(sizes))
+    return total
 
 
 def _free(folder: Path) -> int:

@@ -215,7 +215,8 @@ def check(
     """Look for mistakes, and tell what the study will cost: epochs, time, disk and memory.
 
     It looks at the study file, the data and the starts, and whether they go together. The time is
-    an estimate, from some training steps with this host's hardware and a trial's settings.
+    an estimate, from some training steps with this host's hardware and a trial's settings; while
+    all its GPUs are busy, nothing is timed.
 
     [bold]Example:[/] qa-hpo check studies/demo.toml
 
@@ -231,13 +232,13 @@ def check(
     from qa_hpo.workers.local import places
     from qa_hpo.workers.options import launch_options
 
-    options = launch_options("local", workers, workers_per_device)
+    options = launch_options("local", workers, workers_per_device, busy=True)
     file, inputs = load_study_file(study), Inputs(CachePaths())
     found = examine(file, inputs, probe=False)
     if not as_json:
         print_preflight(found.corpora, found.starts)
-    where = places(options.count, options.per_device)
-    costs = forecast(file, found, inputs, where, timed=timing)
+    where = places(options.count, options.per_device, busy=True)
+    costs = forecast(file, found, inputs, where, timed=timing, per_device=options.per_device)
     open_store(file.artifacts.folder).check()  # last of all, since it makes the folder
     if as_json:
         typer.echo(json.dumps(costs.as_dict(), indent=2))

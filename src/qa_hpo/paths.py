@@ -1,6 +1,7 @@
 """Every folder and file of a study, a run and the cache; writes that are whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -18,6 +19,7 @@ __all__ = [
     "CachePaths",
     "RunPaths",
     "StudyPaths",
+    "check_folder",
     "new_folder",
     "read_json",
     "scratch_folder",
@@ -109,6 +111,30 @@ class RunPaths:
     def checkpoints(self) -> list[Path]:
         """The checkpoints that are there."""
         return sorted((self.folder / "checkpoint").glob("epoch-*"))
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be written to, or could be made, and leave everything as it is.
+
+    A file without a name is made in it, or in the nearest folder above it that is there.
+
+    Raises:
+        OSError: What making it, or writing into it, would raise.
+    """
+    there = folder = folder.absolute()
+    while not _is_there(there):
+        there = there.parent
+    if there == folder and not there.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+    tempfile.TemporaryFile(dir=there).close()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

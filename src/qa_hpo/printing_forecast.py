@@ -25,6 +25,8 @@ def print_forecast(forecast: "Forecast") -> None:
         print_line(f"disk: {_space(space)}")
     if forecast.time is not None:
         _print_time(forecast.time, len(forecast.places))
+    elif forecast.not_timed is not None:
+        print_line(f"time: not timed: {forecast.not_timed}")
 
 
 def describe_places(places: Sequence[Place]) -> str:
@@ -63,7 +65,8 @@ def _plan(plan: "Plan") -> str:
 
 
 def _space(space: "Space") -> str:
-    line = f"up to {_size(space.needed)} in {space.place}"
+    bound = "at least" if space.at_least else "up to"
+    line = f"{bound} {_size(space.needed)} in {space.place}"
     if space.free is None:
         return line
     enough = "" if space.free >= space.needed else " (warning: that is not enough)"
@@ -77,6 +80,8 @@ def _print_time(time: "Time", workers: int) -> None:
         line += ", when budget.hours are over"
     elif time.starts_s:
         line += f", {_duration(time.starts_s)} of it for building starts"
+    if time.untimed:
+        line += f", without what retention methods add ({', '.join(time.untimed)})"
     print_line(f"{line}. This is an estimate: no trial overfits, and others leave the host alone.")
     for pace in time.paces:
         threads = f", {_threads(pace.threads)}" if pace.device == "cpu" else ""

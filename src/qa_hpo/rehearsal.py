@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from qa_hpo.config import Budget, StudyFile
@@ -14,8 +15,8 @@ from qa_hpo.results.progress import headline, snapshot
 from qa_hpo.running import known_commits, look
 from qa_hpo.search.budget import BudgetStep
 from qa_hpo.search.joined import JoinedStudy
-from qa_hpo.search.storage import open_storage
-from qa_hpo.search.study import continued, foreseen
+from qa_hpo.search.storage import StudyStorage, nothing_yet, open_storage
+from qa_hpo.search.study import continued, creatable, foreseen
 from qa_hpo.workers.local import places
 from qa_hpo.workers.options import LaunchOptions
 
@@ -26,28 +27,43 @@ def rehearse(file: StudyFile, url: str, options: LaunchOptions) -> None:
     """Print what a run would create or continue, its budget, and with which workers.
 
     The study is looked at as a run would, mistakes included, and nothing is written: neither the
-    storage nor windows, which are cut in a folder that is gone afterwards.
+    storage nor windows, which are cut in a folder that is gone afterwards. So what a bucket takes
+    is not tried.
 
     Raises:
         InputError: What the run would raise.
     """
     with tempfile.TemporaryDirectory() as folder:
-        looked = look(file, known_commits(file, url), CachePaths(Path(folder)))
-    with contextlib.ExitStack() as stack:
-        joined = None
-        with contextlib.suppress(MissingStudyError):
-            storage = open_storage(url, create=False)
-            stack.callback(storage.close)
-            joined = continued(file, storage, looked.fingerprints)
+        looked = look(file, known_commits(file, url, untouched=True), CachePaths(Path(folder)))
+    with _opened(url) as storage:
+        joined = continued(file, storage, looked.fingerprints)
         over = False
         if joined is None:
+            creatable(file, storage)
             print_line(f"study {file.study.name!r} would be created in {mask(url)}")
             print_line(f"budget: {_limits(file.budget)}, all of it left")
         else:
             over = _tell_of(joined)
     if not over:
         print_line(_workers(options))
+    if "://" in file.artifacts.folder:
+        print_line(f"artifacts.folder: {file.artifacts.folder} is not tried, which would write")
     print_line("dry run: nothing was written, and nothing was started")
+
+
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[StudyStorage]:
+    """Open the storage, or what it would be where there is none yet."""
+    try:
+        storage = open_storage(url, create=False, untouched=True)
+    except MissingStudyError:
+        with nothing_yet(url) as empty:
+            yield empty
+        return
+    try:
+        yield storage
+    finally:
+        storage.close()
 
 
 def _tell_of(joined: JoinedStudy) -> bool:

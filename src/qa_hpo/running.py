@@ -118,6 +118,8 @@ def look(
 
     inputs = Inputs(cache or CachePaths(), commits)
     found = examine(file, inputs, probe=cache is None)
+    if cache is not None:
+        open_store(file.artifacts.folder).check_place()
     print_preflight(found.corpora, found.starts)
     return Looked(fingerprints(file, inputs), inputs.commits)
 
@@ -151,14 +153,19 @@ def prepare_for_workers(file: StudyFile, *, build: bool) -> None:
         print_line(f"{repository}: commit {commit}")
 
 
-def known_commits(file: StudyFile, url: str) -> dict[str, str]:
+def known_commits(file: StudyFile, url: str, *, untouched: bool = False) -> dict[str, str]:
     """Return the commits of the hub's repositories that a study uses, if it is there already.
+
+    Args:
+        file: The study.
+        url: Its storage.
+        untouched: As of :func:`open_storage`.
 
     Raises:
         StorageError: The storage cannot be opened.
     """
     with contextlib.suppress(MissingStudyError):
-        storage = open_storage(url, create=False)
+        storage = open_storage(url, create=False, untouched=untouched)
         try:
             return stored_commits(file.study.name, storage)
         finally:

@@ -100,8 +100,8 @@ def time_steps(training: Training, *, seconds: float = 30.0) -> Pace:
     The batches are a run's own, spread over all lengths. The first ones warm up.
 
     Args:
-        training: The run, with a validation set. What its retention method adds to a step is
-            timed with it.
+        training: The run, with a validation set. A retention method that it has is timed with it;
+            an old task is not measured.
         seconds: After so many, no further step is begun once there are two. A step in which
             memory ran out is done again, and its time counts.
 

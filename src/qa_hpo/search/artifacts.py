@@ -22,7 +22,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from qa_hpo.errors import ArtifactError, DiskFullError, InputError, LostArtifactError
-from qa_hpo.paths import new_folder
+from qa_hpo.paths import check_folder, new_folder
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -235,11 +235,21 @@ class CheckpointStore:
             probe = Path(workshop) / "probe"
             probe.mkdir()
             (probe / "probe").write_text("written to see whether it can be\n")
-            try:
+            with _naming_the_setting():
                 self.put(key, probe)
                 self.remove([key])
-            except (ArtifactError, DiskFullError) as error:
-                raise InputError(f"artifacts.folder: {error}") from None
+
+    def check_place(self) -> None:
+        """Check a folder as :meth:`check` does, but leave everything as it is.
+
+        What a bucket takes, only writing shows: it is not asked.
+
+        Raises:
+            InputError: The folder can neither be written to nor made.
+        """
+        if isinstance(self.artifacts, _Folder):
+            with _naming_the_setting(), _explaining(self.place):
+                check_folder(self.artifacts.folder)
 
 
 def open_store(place: str) -> CheckpointStore:
@@ -259,6 +269,14 @@ def open_store(place: str) -> CheckpointStore:
     except ImportError:
         raise ArtifactError(f"{place}: boto3 is missing; pip install 'qa_hpo[s3]'") from None
     return CheckpointStore(place, bucket)
+
+
+@contextlib.contextmanager
+def _naming_the_setting() -> Iterator[None]:
+    try:
+        yield
+    except (ArtifactError, DiskFullError) as error:
+        raise InputError(f"artifacts.folder: {error}") from None
 
 
 @contextlib.contextmanager

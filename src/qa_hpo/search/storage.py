@@ -11,10 +11,11 @@ import hashlib
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from qa_hpo.errors import MissingStudyError, StorageError, UnreachableError
 from qa_hpo.legible import mask
+from qa_hpo.paths import check_folder
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.retrying import PATIENCE_S, RetryingRDBStorage, first_line, is_outage
 
@@ -35,6 +37,7 @@ __all__ = [
     "GRACE_S",
     "HEARTBEAT_S",
     "StudyStorage",
+    "nothing_yet",
     "open_storage",
 ]
 
@@ -49,6 +52,7 @@ CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer."""
 
 _FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
+_UNOPENED = "the file cannot be opened or created; is its folder writable?"
 _KEEPALIVES = {
     # A host that vanishes says nothing: without these a call to it waits for two hours.
     "keepalives_idle": 30,
@@ -124,6 +128,7 @@ def open_storage(
     url: str,
     *,
     create: bool,
+    untouched: bool = False,
     heartbeat_s: int = HEARTBEAT_S,
     grace_s: int = GRACE_S,
     patience_s: float = PATIENCE_S,
@@ -134,6 +139,8 @@ def open_storage(
     Args:
         url: ``sqlite:///…`` (relative to the working folder) or ``postgresql://…``.
         create: Whether to create the file, its folder and the tables where they are missing.
+        untouched: Whether it is left as it is, for reading alone: another program's SQLite file
+            would be put into WAL mode for good.
         heartbeat_s: Seconds between a worker's signs of life.
         grace_s: Seconds without one after which a trial is taken from its worker.
         patience_s: Seconds for which an outage of the open storage is waited out.
@@ -151,7 +158,6 @@ def open_storage(
     settings: dict[str, Any]
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
-        shown = f"sqlite:///{path}"  # as people write it, without %20
         _prepare_file(path, shown, create=create)
         settings = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         lock = _file_lock(path, shown)
@@ -165,11 +171,11 @@ def open_storage(
         if not _is_empty(parsed, shown, create=create):
             rdb = _rdb(full, settings, heartbeat_s, grace_s, create=False)
             _check_schema(rdb, shown)
-        with lock(""):
+        with lock("") if not untouched else contextlib.nullcontext():
             if rdb is None:
                 new = _is_empty(parsed, shown, create=create)
                 rdb = _rdb(full, settings, heartbeat_s, grace_s, create=new)
-            if parsed.get_backend_name() == "sqlite":
+            if parsed.get_backend_name() == "sqlite" and not untouched:
                 _serialise(rdb.engine)
             _check_schema(rdb, shown)
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -179,6 +185,34 @@ def open_storage(
     if parsed.get_backend_name() == "postgresql":
         lock = _advisory_lock(rdb.engine)
     return StudyStorage(url=full, shown=shown, rdb=rdb, _lock=lock)
+
+
+@contextlib.contextmanager
+def nothing_yet(url: str) -> Iterator[StudyStorage]:
+    """Give what ``open_storage`` would create at ``url``, but elsewhere, and gone after the block.
+
+    Raises:
+        StorageError: The folder of a file cannot be created or written to.
+    """
+    parsed = _parsed(url)
+    shown = _shown(parsed)
+    if parsed.get_backend_name() == "sqlite":
+        above = Path(parsed.database or "").parent
+        with _making(above, shown):
+            check_folder(above)
+    with tempfile.TemporaryDirectory() as folder:
+        storage = open_storage(f"sqlite:///{folder}/empty.db", create=True)
+        try:
+            yield replace(storage, shown=shown)
+        finally:
+            storage.close()
+
+
+def _shown(url: URL) -> str:
+    """Return a full URL for people, without its password."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{url.database}"  # as people write it, without %20
+    return mask(url.render_as_string(hide_password=False))
 
 
 def _parsed(url: str) -> URL:
@@ -245,12 +279,17 @@ def _prepare_file(path: Path, shown: str, *, create: bool) -> None:
         return
     if not create:
         raise MissingStudyError(f"{shown}: no study there yet; 'qa-hpo run' creates it")
-    try:
+    with _making(path.parent, shown):
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _making(folder: Path, shown: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise StorageError(
-            f"{shown}: the folder {path.parent} cannot be created: {error.strerror}"
-        ) from None
+        why = f"the folder {folder} cannot be created: {error.strerror}"
+        raise StorageError(f"{shown}: {_UNOPENED if folder.is_dir() else why}") from None
 
 
 def _file_lock(path: Path, shown: str) -> _Lock:
@@ -372,7 +411,7 @@ def _reason(error: Exception, url: URL) -> str:
     if "readonly" in text or "read-only" in text:
         return "the file or its folder is read-only"
     if "unable to open" in text:
-        return "the file cannot be opened or created; is its folder writable?"
+        return _UNOPENED
     if "authentication failed" in text or "no password supplied" in text:
         return f"the server refused user {url.username!r} or the password"
     if url.get_backend_name() == "postgresql" and "does not exist" not in text:

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from qa_hpo.config import Budget, StudyFile, parse_study
 from qa_hpo.errors import MissingStudyError, StorageError, StudyFileError
@@ -41,6 +41,7 @@ __all__ = [
     "JoinedStudy",
     "check_fingerprints",
     "continued",
+    "creatable",
     "create_study",
     "foreseen",
     "load_study",
@@ -102,7 +103,7 @@ def create_study(
     def creating() -> JoinedStudy:
         joined = continued(file, storage, fingerprints)
         if joined is None:
-            learnt = learnt_from(file, storage, STUDY_FILE)
+            learnt = creatable(file, storage)
             _create(file, storage, baselines, fingerprints, learnt, commits or {})
             return replace(_joined(_stored_file(name, storage), storage), created=True)
         known = joined.optuna_study.user_attrs.get(COMMITS, {})
@@ -152,6 +153,21 @@ def continued(
     joined = _joined(stored.model_copy(update=taken_over), storage)
     check_fingerprints(joined, fingerprints)
     return joined
+
+
+def creatable(file: StudyFile, storage: StudyStorage) -> list[list[dict[str, Any]]]:
+    """Return what ``create_study`` would let a study learn from others, where it would create it.
+
+    Nothing is written.
+
+    Raises:
+        StorageError: Another program's study has its name, or there is nothing to learn from a
+            study that it is to learn from.
+    """
+    learnt = learnt_from(file, storage, STUDY_FILE)
+    if _attributes(file.study.name, storage) is not None:
+        _queued(optuna.load_study(study_name=file.study.name, storage=storage.rdb), file, storage)
+    return learnt
 
 
 def load_study(name: str, storage: StudyStorage) -> JoinedStudy:
@@ -262,14 +278,7 @@ def _create(
         directions=["maximize"] * len(objectives),
         load_if_exists=True,
     )
-    queued = study.get_trials(deepcopy=False)
-    ours = all(
-        trial.state is TrialState.WAITING and BASELINE in trial.user_attrs for trial in queued
-    )
-    if not _maximises(study, objectives) or not ours:
-        raise StorageError(
-            f"{storage.shown}: {name!r} is not a qa_hpo study; choose another study.name"
-        )
+    queued = _queued(study, file, storage)
     with on_purpose():
         study.set_metric_names(list(objectives))
     study.set_user_attr(UID, uuid.uuid4().hex[:8])
@@ -283,6 +292,23 @@ def _create(
         label = str(file.baseline[index].get("name", f"baseline {index}"))
         study.enqueue_trial(baselines[index], user_attrs={BASELINE: label})
     study.set_user_attr(STUDY_FILE, as_json(file))
+
+
+def _queued(study: optuna.Study, file: StudyFile, storage: StudyStorage) -> list[FrozenTrial]:
+    """Return the baselines in the queue of a study that is new, or was never completed.
+
+    Raises:
+        StorageError: It is another program's.
+    """
+    queued = study.get_trials(deepcopy=False)
+    ours = all(
+        trial.state is TrialState.WAITING and BASELINE in trial.user_attrs for trial in queued
+    )
+    if not _maximises(study, file.study.objectives) or not ours:
+        raise StorageError(
+            f"{storage.shown}: {file.study.name!r} is not a qa_hpo study; choose another study.name"
+        )
+    return queued
 
 
 def _joined(file: StudyFile, storage: StudyStorage) -> JoinedStudy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,12 @@ class Windows:
     def lengths(self) -> NDArray[np.int64]:
         """(windows,) tokens in each window."""
         return np.diff(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, in memory or in a file."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     def take(self, indices: NDArray[np.int64]) -> Windows:
         """Return the windows ``indices``, (chosen,), in that order.

@@ -1,12 +1,15 @@
 """Workers on this host: one process each, with a GPU of its own or a share of the cores."""
 
+import contextlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,20 +33,22 @@ from qa_hpo.workers.launcher import (
 from qa_hpo.workers.leases import Gpu, Lease, Leases, gpus
 from qa_hpo.workers.restarts import Restarts
 
-__all__ = ["LocalLauncher", "Place", "check_local", "places"]
+__all__ = ["LocalLauncher", "Place", "check_local", "one_device", "places"]
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOOK_S = 0.05
 # Each takes some hundred MiB, whatever its share of the cores.
 _MOST_PER_CORE = 8
 _MOST_ANYWHERE = 32
 
 
-def check_local(count: int | None, per_device: int) -> None:
-    """Check that as many workers can be had on this host now.
+def check_local(count: int | None, per_device: int, *, busy: bool = False) -> None:
+    """Check that as many workers can be had on this host, now or once its GPUs are free.
 
     Args:
         count: How many; None for as many as there are free GPUs.
         per_device: How many workers may share a GPU.
+        busy: Whether GPUs may be busy now; then none is taken to find out, not even for a moment.
 
     Raises:
         InputError: They cannot; the message says what would be possible.
@@ -55,7 +60,16 @@ def check_local(count: int | None, per_device: int) -> None:
             f"--workers: {count or per_device} is more than {most}, the most for a host with "
             f"{cores()} cores and no GPU"
         )
-    if devices:
+    if devices and busy:
+        room = len(devices) * per_device
+        if (count or 1) > room:
+            names = ", ".join(gpu.name for gpu in devices)
+            raise InputError(
+                f"--workers: {count} are asked for and {len(devices)} GPUs ({names}) have room for "
+                f"{room}; --workers-per-device {math.ceil((count or 1) / len(devices))} would let "
+                "them share"
+            )
+    elif devices:
         leases = Leases(devices)
         free = leases.free(per_device)
         if free < (count or 1):
@@ -98,25 +112,61 @@ class Place:
     threads: int | None
 
 
-def places(count: int | None, per_device: int) -> list[Place]:
+def places(count: int | None, per_device: int, *, busy: bool = False) -> list[Place]:
     """Return where each worker of this host would compute, were they started now.
 
     Args:
         count: How many workers; None for as many as there are free GPUs, or one on a CPU.
         per_device: How many workers may share a GPU.
+        busy: Whether GPUs may be busy now: it is as if all of them were free, and none is taken.
 
     Raises:
         InputError: As many cannot be had; the message says what would be possible.
     """
-    check_local(count, per_device)
+    check_local(count, per_device, busy=busy)
     devices = gpus()
     if not devices:
         number = count or per_device
         return [Place("cpu", shared_threads(cores(), number))] * number
+    if busy:
+        number = count or len(devices) * per_device
+        return [Place(gpu.name, None) for gpu in islice(cycle(devices), number)]
     taken = Leases(devices).take(count, per_device)
     for lease in taken:
         lease.close()
     return [Place(lease.gpu.name, None) for lease in taken]
+
+
+@contextlib.contextmanager
+def one_device(per_device: int) -> Iterator[bool]:
+    """Let this process compute within the block where a worker would, on a GPU leased to it.
+
+    To be entered before CUDA is initialised, which sees that GPU alone from then on. Without GPUs
+    there is nothing to lease.
+
+    Args:
+        per_device: How many workers may share a GPU.
+
+    Yields:
+        Whether there was a place: not where all GPUs are busy.
+
+    Raises:
+        InputError: The folder of the locks cannot be used.
+    """
+    devices = gpus()
+    taken = Leases(devices).take(1, per_device) if devices else []
+    if not taken:
+        yield not devices
+        return
+    before = os.environ.get(_VISIBLE)
+    os.environ[_VISIBLE] = taken[0].gpu.name
+    try:
+        yield True
+    finally:
+        del os.environ[_VISIBLE]
+        if before is not None:
+            os.environ[_VISIBLE] = before
+        taken[0].close()
 
 
 class _Worker:
@@ -247,7 +297,7 @@ class LocalLauncher:
     def _start(self, worker: _Worker) -> None:
         lease = worker.lease
         # A worker with a GPU takes as many threads as it likes: they mostly wait.
-        extra = {} if lease is None else {"CUDA_VISIBLE_DEVICES": lease.gpu.name}
+        extra = {} if lease is None else {_VISIBLE: lease.gpu.name}
         label = label_of(self.name, worker.index, worker.restart)
         with signals_held():
             worker.restarts.started()

@@ -39,6 +39,8 @@ def launch_options(
     workers: str = "auto",
     per_device: int = 1,
     slurm: Sequence[str] = (),
+    *,
+    busy: bool = False,
 ) -> LaunchOptions:
     """Return the options, checked: they go together, and what they need is there now.
 
@@ -47,6 +49,7 @@ def launch_options(
         workers: ``--workers``: ``auto`` or a number.
         per_device: ``--workers-per-device``.
         slurm: Every ``--slurm``.
+        busy: Whether this host's GPUs may be busy, as nothing is to be launched now.
 
     Raises:
         InputError: An option is wrong, they do not go together, a package or command is missing,
@@ -60,7 +63,7 @@ def launch_options(
     if options.slurm and launcher != "slurm":
         raise InputError(f"--slurm: goes with --launcher slurm, not with {launcher}")
     if launcher == "local":
-        check_local(options.count, per_device)
+        check_local(options.count, per_device, busy=busy)
     elif launcher == "ray":
         check_ray()
     else:
