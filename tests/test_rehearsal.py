@@ -97,7 +97,7 @@ def test_a_study_that_would_be_created(study: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert lines[0].startswith("train: 240 questions")
-    assert lines[-4] == "study 'tiny' would be created in sqlite:///storage/qa_hpo.db"
+    assert lines[-4] == f"study 'tiny' would be created in sqlite:///{Path.cwd()}/storage/qa_hpo.db"
     assert lines[-3] == "budget: 5 trials, 12 epochs, all of it left"
     assert lines[-2].startswith("workers: 2 on the CPU, with ")
     assert lines[-1] == "dry run: nothing was written, and nothing was started"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qa_hpo.config import Budget, StudyFile
 from qa_hpo.errors import MissingStudyError
-from qa_hpo.legible import mask
 from qa_hpo.paths import CachePaths
 from qa_hpo.printing import print_line
 from qa_hpo.printing_forecast import describe_places
@@ -40,7 +39,7 @@ def rehearse(file: StudyFile, url: str, options: LaunchOptions) -> None:
         over = False
         if joined is None:
             creatable(file, storage)
-            print_line(f"study {file.study.name!r} would be created in {mask(url)}")
+            print_line(f"study {file.study.name!r} would be created in {storage.shown}")
             print_line(f"budget: {_limits(file.budget)}, all of it left")
         else:
             over = _tell_of(joined)

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import sqlite3
 import tempfile
 import time
@@ -23,8 +22,8 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy import Engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from qa_hpo.errors import MissingStudyError, StorageError, UnreachableError
@@ -32,6 +31,7 @@ from qa_hpo.legible import mask
 from qa_hpo.paths import check_folder
 from qa_hpo.search.experimental import on_purpose
 from qa_hpo.search.retrying import PATIENCE_S, RetryingRDBStorage, first_line, is_outage
+from qa_hpo.search.storage_url import parse_storage_url, shown_url
 
 __all__ = [
     "GRACE_S",
@@ -51,7 +51,6 @@ beat that had to wait for the whole busy timeout."""
 CONNECT_TIMEOUT_S = 10
 """How long a PostgreSQL server may take to answer."""
 
-_FORMS = "sqlite:///FOLDER/NAME.db or postgresql://USER@HOST/NAME"
 _UNOPENED = "the file cannot be opened or created; is its folder writable?"
 _KEEPALIVES = {
     # A host that vanishes says nothing: without these a call to it waits for two hours.
@@ -153,8 +152,8 @@ def open_storage(
     """
     # Its warnings tell of each attempt of a database call; the storage tells of an outage once.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    parsed = _parsed(url)
-    full, shown = parsed.render_as_string(hide_password=False), _shown(parsed)
+    parsed = parse_storage_url(url)
+    full, shown = parsed.render_as_string(hide_password=False), shown_url(parsed)
     settings: dict[str, Any]
     if parsed.get_backend_name() == "sqlite":
         path = Path(parsed.database or "")
@@ -194,8 +193,8 @@ def nothing_yet(url: str) -> Iterator[StudyStorage]:
     Raises:
         StorageError: The folder of a file cannot be created or written to.
     """
-    parsed = _parsed(url)
-    shown = _shown(parsed)
+    parsed = parse_storage_url(url)
+    shown = shown_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         above = Path(parsed.database or "").parent
         with _making(above, shown):
@@ -206,55 +205,6 @@ def nothing_yet(url: str) -> Iterator[StudyStorage]:
             yield replace(storage, shown=shown)
         finally:
             storage.close()
-
-
-def _shown(url: URL) -> str:
-    """Return a full URL for people, without its password."""
-    if url.get_backend_name() == "sqlite":
-        return f"sqlite:///{url.database}"  # as people write it, without %20
-    return mask(url.render_as_string(hide_password=False))
-
-
-def _parsed(url: str) -> URL:
-    """Return ``url`` in full: with its driver, and with an absolute path."""
-    try:
-        parsed = make_url(re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg://", url))
-        backend = parsed.get_backend_name()
-    except (ArgumentError, ValueError):
-        shown = _without_password(url)
-        raise StorageError(f"{mask(shown)!r} is not the URL of a storage; give {_FORMS}") from None
-    if "@" in (parsed.host or ""):
-        # Not shown: a part of the password.
-        raise StorageError(f"{mask(url)}: write an @ in the password as %40")
-    shown = _shown(parsed)
-    if parsed.drivername == "postgresql+psycopg":
-        try:
-            import psycopg  # noqa: F401, PLC0415  (an extra)
-        except ImportError:
-            raise StorageError(
-                f"{shown}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
-            ) from None
-        return parsed
-    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise StorageError(f"{shown}: {backend} is not supported; give {_FORMS}")
-    if not parsed.database or parsed.database == ":memory:":
-        raise StorageError(f"{shown}: workers cannot share a database in memory; give {_FORMS}")
-    if parsed.database.startswith("file:") or parsed.query:
-        raise StorageError(f"{shown}: options are not supported; give {_FORMS}")
-    return parsed.set(drivername="sqlite", database=str(Path(parsed.database).absolute()))
-
-
-def _without_password(text: str) -> str:
-    """Return what is no URL without what stands before its last @: it may be a password."""
-    scheme, found, rest = text.partition("://") if "://" in text else ("", "", text)
-    hidden, at, visible = rest.rpartition("@")
-    user = f"{hidden.partition(':')[0]}:" if found and ":" in hidden else ""
-    return f"{scheme}{found}{user}***@{visible}" if at else text
-
-
-def _shown(url: URL) -> str:
-    """Return a URL for people: SQLAlchemy knows where its password is, whatever is in it."""
-    return mask(url.render_as_string(hide_password=True))
 
 
 def _engine(url: URL) -> Engine:
