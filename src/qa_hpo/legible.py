@@ -6,7 +6,7 @@ characters long, or a URL with a password.
 
 import re
 
-__all__ = ["legible", "mask"]
+__all__ = ["first_line", "legible", "mask"]
 
 LONGEST = 1000
 """Characters of a line at most."""
@@ -45,6 +45,11 @@ def legible(text: str) -> str:
     line = _shortened(mask(line), LONGEST, LONGEST)
     line = _NOT_SHOWN.sub(lambda match: match.group().encode("unicode_escape").decode(), line)
     return _shortened(line, _HEAD, LONGEST - _HEAD - 1)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _shortened(text: str, head: int, tail: int) -> str:
