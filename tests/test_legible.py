@@ -31,6 +31,9 @@ def test_any_text_becomes_one_line_that_can_be_printed(text: str) -> None:
         ("half \ud83d", r"half \ud83d"),
         ("日本語 – ünï 👩‍🚀", "日本語 – ünï 👩‍🚀"),
         ("at postgresql://me:a:b@c@host/db, no", "at postgresql://me:***@host/db, no"),
+        ("at postgresql://me@host/db, no", "at postgresql://me@host/db, no"),
+        ("http://s3cret@host/x does not", "http://***@host/x does not"),
+        ("HTTPS://s3cret@host:80 and http://a.b/c@d", "HTTPS://***@host:80 and http://a.b/c@d"),
     ],
 )
 def test_examples(text: str, line: str) -> None:
@@ -53,6 +56,7 @@ def test_a_password_is_not_cut_out_of_its_url() -> None:
 def test_masking_takes_no_time_for_what_looks_like_urls() -> None:
     began = time.process_time()
     mask("://a:" * 4000)
+    mask("http://a" * 4000)
     assert time.process_time() - began < 5
 
 

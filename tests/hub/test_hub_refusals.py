@@ -132,6 +132,15 @@ def test_a_message_that_quotes_the_token(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(refused.value) == ("org/name: a proxy did not like 'Authorization: Bearer ***'")
 
 
+def test_an_address_with_a_token(closed: Hub, place: Place) -> None:
+    for before in ("s3cret", "me:s3cret"):
+        address = closed.url.replace("//", f"//{before}@")
+        ended = place.run("check", study(place.folder, base="org/none"), HF_ENDPOINT=address)
+        assert ended.code == 2
+        assert "***@127.0.0.1" in ended.error
+        assert "s3cret" not in ended.err
+
+
 def test_what_is_no_id_and_no_folder(place: Place, hub: Hub) -> None:
     ended = place.run("check", study(place.folder, base="bert--base"))
     assert ended.code == 2
