@@ -15,7 +15,15 @@ from typing import Literal, TypeVar
 
 from qa_hpo.errors import CheckpointError, CorpusError, InputError, WorkError
 
-__all__ = ["HubKind", "check_access", "commit_of", "persistently", "snapshot", "telling"]
+__all__ = [
+    "HubKind",
+    "check_access",
+    "check_no_adapter",
+    "commit_of",
+    "persistently",
+    "snapshot",
+    "telling",
+]
 
 HubKind = Literal["model", "dataset"]
 
@@ -28,6 +36,7 @@ _PLACES = {"model": "a folder", "dataset": "a file or a folder"}
 # The file that every repository of a kind should have.
 _ANCHORS: dict[HubKind, str] = {"model": "config.json", "dataset": "README.md"}
 _WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _SHARDS = "model-*-of-*.safetensors"
 # The configuration, the tokenizer's files, and what an export of ours has beside them. No code, no
 # pickled weights, and nothing in subfolders, which hold the same model for other programs.
@@ -101,7 +110,7 @@ def snapshot(name: str, commit: str) -> Path:
     """Return the folder with a model's configuration, tokenizer and safetensors at a commit.
 
     Raises:
-        CheckpointError: It cannot be had, or it has no safetensors.
+        CheckpointError: It cannot be had, or it has no safetensors, or an adapter.
         WorkError: The hub fails.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
@@ -121,12 +130,28 @@ def snapshot(name: str, commit: str) -> Path:
         folder = persistently(lambda: fetch(_WEIGHTS))
         if not (folder / _WEIGHTS).exists():
             folder = persistently(lambda: fetch(_SHARDS))
+    check_no_adapter(folder, name)
     if not any(folder.glob("model*.safetensors")):
         raise CheckpointError(
             f"{name}: has no safetensors ({_WEIGHTS}) on the hub, and weights of no other kind are "
             "loaded; choose a model that has, or convert it and give the folder"
         )
     return folder
+
+
+def check_no_adapter(folder: Path, name: str) -> None:
+    """Check that a model's folder holds no adapter, which transformers would attach to the model.
+
+    All but the adapter would be frozen then, and left out when the model is saved.
+
+    Raises:
+        CheckpointError: It holds one.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"{name}: holds a PEFT adapter ({_ADAPTER}); merge it into its model and give the "
+            "merged one"
+        )
 
 
 def persistently(fetch: Callable[[], _T]) -> _T:

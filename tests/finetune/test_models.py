@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import DistilBertConfig, GPT2Config, ModernBertConfig, RobertaConfig, ViTConfig
+from transformers import (
+    BertForQuestionAnswering,
+    DistilBertConfig,
+    GPT2Config,
+    ModernBertConfig,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from qa_hpo.errors import CheckpointError, InputError, WindowError
 from qa_hpo.finetune.families import position_limit
-from qa_hpo.finetune.models import checkpoint_fingerprint, load_model, load_tokenizer
+from qa_hpo.finetune.models import checkpoint_fingerprint, load_model, load_tokenizer, read_config
 from tiny import bert_tokenizer
 
 
@@ -195,3 +203,19 @@ def test_the_fingerprint_is_that_of_the_content(base: Path, tiny: Path) -> None:
 )
 def test_position_limit(config: Any, limit: int | None) -> None:
     assert position_limit(config) == limit
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks for it
+def test_a_model_with_an_adapter_beside_it(base: Path) -> None:
+    """Transformers would attach it, train nothing else, and save nothing else."""
+    adapter = LoraConfig(r=2, target_modules=["query"], task_type="QUESTION_ANS")
+    whole = BertForQuestionAnswering.from_pretrained(base)
+    get_peft_model(whole, adapter).save_pretrained(base)
+    assert (base / "model.safetensors").is_file()
+    for load in (load_model, load_tokenizer, read_config):
+        assert refused(load, base) == (
+            "X: holds a PEFT adapter (adapter_config.json); merge it into its model and give the "
+            "merged one"
+        )
+    (base / "config.json").unlink()  # an adapter alone
+    assert "X: holds a PEFT adapter" in refused(load_model, base)

@@ -163,6 +163,19 @@ def test_pickled_weights_are_neither_loaded_nor_fetched(
     assert not [asked for asked in hub.log if asked.path.endswith(".bin")]
 
 
+def test_a_model_with_an_adapter_beside_it(place: Place, hub: Hub, contents: Contents) -> None:
+    adapter = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"-"}
+    hub.add("model", "org/both", contents.bert | adapter)
+    hub.add("model", "org/adapter", adapter)
+    for name in ("org/both", "org/adapter"):
+        ended = place.run("check", study(place.folder, base=name))
+        assert ended.code == 2
+        assert ended.error == (
+            f"starts.base: {name}: holds a PEFT adapter (adapter_config.json); merge it into its "
+            "model and give the merged one"
+        )
+
+
 def test_code_of_a_repository_is_neither_run_nor_fetched(
     place: Place, hub: Hub, contents: Contents
 ) -> None:

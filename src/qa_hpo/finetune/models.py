@@ -25,7 +25,7 @@ from qa_hpo.finetune.families import (
     settle_token_types,
 )
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.hub import commit_of, snapshot
+from qa_hpo.hub import check_no_adapter, commit_of, snapshot
 from qa_hpo.paths import read_json
 from qa_hpo.squad.windows import Windows, check_tokenizer
 
@@ -281,7 +281,7 @@ def check_place(checkpoint: str) -> None:
     """Check that ``checkpoint`` is a checkpoint folder, or may be a hub id.
 
     Raises:
-        CheckpointError: It is neither.
+        CheckpointError: It is neither, or the folder holds an adapter.
     """
     folder = Path(checkpoint)
     try:
@@ -289,6 +289,7 @@ def check_place(checkpoint: str) -> None:
     except OSError as error:  # a name too long
         raise CheckpointError(f"{checkpoint}: cannot be read: {error.strerror}") from None
     if is_folder:
+        check_no_adapter(folder, checkpoint)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: is no checkpoint: it has no config.json")
         _check_labels(folder)
