@@ -12,9 +12,10 @@ import numpy as np
 
 from qa_hpo.config import Recipe, Run, Runtime, StudyFile
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.models import parameter_count
 from qa_hpo.finetune.preflight import Preflight, training_strides
 from qa_hpo.finetune.starts import Starts
-from qa_hpo.finetune.timing import Pace, parameter_count, time_steps
+from qa_hpo.finetune.timing import Pace, time_steps
 from qa_hpo.finetune.training import Training
 from qa_hpo.parameters import Parameters, Retention
 from qa_hpo.search.drawing import drawn

@@ -20,7 +20,13 @@ from transformers import (
 
 from qa_hpo.errors import CheckpointError, InputError, WindowError
 from qa_hpo.finetune.families import position_limit
-from qa_hpo.finetune.models import checkpoint_fingerprint, load_model, load_tokenizer, read_config
+from qa_hpo.finetune.models import (
+    checkpoint_fingerprint,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    read_config,
+)
 from tiny import bert_tokenizer
 
 
@@ -212,10 +218,34 @@ def test_a_model_with_an_adapter_beside_it(base: Path) -> None:
     whole = BertForQuestionAnswering.from_pretrained(base)
     get_peft_model(whole, adapter).save_pretrained(base)
     assert (base / "model.safetensors").is_file()
-    for load in (load_model, load_tokenizer, read_config):
+    for load in (load_model, load_tokenizer, read_config, parameter_count):
         assert refused(load, base) == (
             "X: holds a PEFT adapter (adapter_config.json); merge it into its model and give the "
             "merged one"
         )
     (base / "config.json").unlink()  # an adapter alone
     assert "X: holds a PEFT adapter" in refused(load_model, base)
+
+
+def test_parameters_are_counted(tiny: Path) -> None:
+    weights = load_file(tiny / "base" / "model.safetensors")
+    # The pooler is no part of a reader; the head is: two logits of each token.
+    body = sum(w.numel() for name, w in weights.items() if not name.startswith("pooler."))
+    hidden = json.loads((tiny / "base" / "config.json").read_text())["hidden_size"]
+    assert parameter_count(str(tiny / "base")) == body + 2 * hidden + 2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_attention_heads": 7}, "X: cannot be loaded as a question-answering model: "),
+        ({"num_hidden_layers": 5000}, "X: its config.json has 5000 layers (num_hidden_layers), "),
+        ({"model_type": "vit"}, "X: a vit model cannot answer"),
+        ({"model_type": "nonesuch"}, "X: cannot be loaded: "),
+    ],
+)
+def test_parameters_of_what_cannot_be_a_model(
+    base: Path, values: dict[str, Any], said: str
+) -> None:
+    configured(base, **values)
+    assert refused(parameter_count, base).startswith(said)

@@ -38,11 +38,13 @@ __all__ = [
     "is_hub_model",
     "load_model",
     "load_tokenizer",
+    "parameter_count",
     "quiet",
     "read_config",
     "supports_flash_attention",
 ]
 
+_NO_MODEL = "cannot be loaded as a question-answering model"
 # Labels are of classifiers, of which some know tens of thousands.
 _MOST_LABELS = 1_000_000
 # Built in no time, whatever the weights are.
@@ -171,9 +173,7 @@ def load_model(
     except (CheckpointError, OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
-        raise CheckpointError(
-            f"{checkpoint}: cannot be loaded as a question-answering model: {_why(error)}"
-        ) from None
+        raise CheckpointError(f"{checkpoint}: {_NO_MODEL}: {_why(error)}") from None
     lacking = sorted(loading["missing_keys"])
     body = [name for name in lacking if name.startswith(f"{model.base_model_prefix}.")]
     if body:
@@ -188,6 +188,25 @@ def load_model(
         )
     adapt_model(model)
     return model  # type: ignore[no-any-return]
+
+
+def parameter_count(checkpoint: str) -> int:
+    """Return how many parameters a checkpoint's question-answering model has; loads no weights.
+
+    Raises:
+        CheckpointError: No such model can be made of its configuration.
+    """
+    config = read_config(checkpoint)
+    checkpoint = folder_of(checkpoint)
+    try:
+        _check_layers(config, checkpoint)
+        with torch.device("meta"):
+            model = AutoModelForQuestionAnswering.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  (numbers that do not go together)
+        raise CheckpointError(f"{checkpoint}: {_NO_MODEL}: {_why(error)}") from None
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def has_trained_head(checkpoint: str) -> bool:
