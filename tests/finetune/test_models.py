@@ -22,6 +22,8 @@ from qa_hpo.errors import CheckpointError, InputError, WindowError
 from qa_hpo.finetune.families import position_limit
 from qa_hpo.finetune.models import (
     checkpoint_fingerprint,
+    folder_of,
+    is_hub_model,
     load_model,
     load_tokenizer,
     parameter_count,
@@ -249,3 +251,14 @@ def test_parameters_of_what_cannot_be_a_model(
 ) -> None:
     configured(base, **values)
     assert refused(parameter_count, base).startswith(said)
+
+
+def test_a_checkpoint_in_the_home(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    assert folder_of("~/base") == str(base)
+    assert not is_hub_model("~/base")
+    assert checkpoint_fingerprint("~/base") == checkpoint_fingerprint(str(base))
+    assert load_model("~/base").config.model_type == "bert"
+    assert len(load_tokenizer("~/base")) == len(load_tokenizer(str(base)))
+    for lost in ("~/bse", "~nobody-of-that-name/base"):
+        assert refused(load_model, lost).startswith("X: no such checkpoint folder (looked in ")

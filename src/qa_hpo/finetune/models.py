@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def quiet() -> None:
 
 def checkpoint_fingerprint(checkpoint: str) -> str:
     """Return a hash of a checkpoint folder's files, or the hub id itself."""
-    folder = Path(checkpoint)
+    folder = Path(_expanded(checkpoint))
     if not folder.is_dir():
         return checkpoint
     digest = hashlib.sha256()
@@ -278,11 +279,11 @@ def is_hub_model(checkpoint: str) -> bool:
         CheckpointError: It can be neither.
     """
     check_place(checkpoint)
-    return not Path(checkpoint).is_dir()
+    return not Path(_expanded(checkpoint)).is_dir()
 
 
 def folder_of(checkpoint: str) -> str:
-    """Return the folder of a checkpoint: ``checkpoint`` itself, or the files of a hub id.
+    """Return the folder of a checkpoint: where ``checkpoint`` leads, or the files of a hub id.
 
     The newest ones; a study's are those of the commit that it was created with, which
     :meth:`Inputs.checkpoint <qa_hpo.finetune.inputs.Inputs.checkpoint>` returns.
@@ -292,7 +293,7 @@ def folder_of(checkpoint: str) -> str:
         WorkError: The hub fails.
     """
     if not is_hub_model(checkpoint):
-        return checkpoint
+        return _expanded(checkpoint)
     return str(snapshot(checkpoint, commit_of("model", checkpoint)))
 
 
@@ -302,7 +303,7 @@ def check_place(checkpoint: str) -> None:
     Raises:
         CheckpointError: It is neither, or the folder holds an adapter.
     """
-    folder = Path(checkpoint)
+    folder = Path(_expanded(checkpoint))
     try:
         is_folder, is_there = folder.is_dir(), folder.exists() or folder.is_symlink()
     except OSError as error:  # a name too long
@@ -314,6 +315,12 @@ def check_place(checkpoint: str) -> None:
         _check_labels(folder)
     elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or is_there:
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _expanded(checkpoint: str) -> str:
+    """Return ``checkpoint`` with its ``~``, if it begins with one, written out."""
+    # pathlib would fail where no such user is, and rewrite what has none.
+    return os.path.expanduser(checkpoint)  # noqa: PTH111
 
 
 def _check_template(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
