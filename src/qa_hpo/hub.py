@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from qa_hpo.errors import CheckpointError, CorpusError, InputError, WorkError
+from qa_hpo.errors import (
+    CheckpointError,
+    CorpusError,
+    DiskFullError,
+    InputError,
+    WorkError,
+    is_disk_full,
+)
 
 __all__ = [
     "HubKind",
@@ -176,20 +183,31 @@ def telling(kind: HubKind, name: str) -> Iterator[None]:
 
     Raises:
         InputError: What was asked for is not there for this user, or not without network.
-        WorkError: The hub fails.
+        DiskFullError: No space is left for it.
+        WorkError: The hub fails, or its client.
     """
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub import constants, errors  # noqa: PLC0415
 
     # The client's errors of answers and of missing files are OSErrors too.
     known: tuple[type[Exception], ...] = (
-        *(OSError, HFValidationError),
+        *(OSError, errors.HFValidationError, errors.RevisionResolutionError),
         *_broken(),
         *_unsendable(),
     )
     try:
         yield
-    except known as error:
+    except Exception as error:
+        if _of_a_full_disk(error):
+            raise DiskFullError(
+                f"{name}: no space left on the device for what comes from the hub "
+                f"({constants.HF_HOME}); make room, or set HF_HOME to another folder"
+            ) from None
         cause = _cause(error)
+        if isinstance(error, (ImportError, RuntimeError)):
+            # Of a proxy that it lacks a package for, or of the library that gets large files.
+            raise WorkError(f"{name}: the hub's client failed: {_one_line(cause)}") from None
+        if not isinstance(error, known):
+            raise
         if _status(cause) in _PASSING:
             raise WorkError(
                 f"{name}: the hub failed again and again (its answer was {_status(cause)}); try "
@@ -197,6 +215,17 @@ def telling(kind: HubKind, name: str) -> Iterator[None]:
             ) from None
         why = _refused(kind, name, cause) or _absent(kind, cause) or _one_line(cause)
         raise _ERRORS[kind](f"{name}: {why}") from None
+
+
+def _of_a_full_disk(error: BaseException) -> bool:
+    """Return whether an error has come of one."""
+    link: BaseException | None = error
+    while link is not None:
+        # datasets looks before it writes.
+        if is_disk_full(link) or str(link).startswith("Not enough disk space"):
+            return True
+        link = link.__cause__
+    return False
 
 
 def _refused(kind: HubKind, name: str, cause: BaseException) -> str | None:
