@@ -20,6 +20,7 @@ from transformers import (
 
 from qa_hpo.errors import CheckpointError, InputError, WindowError
 from qa_hpo.finetune.families import position_limit
+from qa_hpo.finetune.inputs import Inputs
 from qa_hpo.finetune.models import (
     checkpoint_fingerprint,
     folder_of,
@@ -29,6 +30,7 @@ from qa_hpo.finetune.models import (
     parameter_count,
     read_config,
 )
+from qa_hpo.paths import CachePaths
 from tiny import bert_tokenizer
 
 
@@ -258,6 +260,9 @@ def test_a_checkpoint_in_the_home(base: Path, monkeypatch: pytest.MonkeyPatch) -
     assert folder_of("~/base") == str(base)
     assert not is_hub_model("~/base")
     assert checkpoint_fingerprint("~/base") == checkpoint_fingerprint(str(base))
+    inputs = Inputs(CachePaths(base.parent / "cache"))
+    assert inputs.checkpoint("~/base") == str(base)
+    assert inputs.checkpoint_key("~/base") == inputs.checkpoint_key(str(base))
     assert load_model("~/base").config.model_type == "bert"
     assert len(load_tokenizer("~/base")) == len(load_tokenizer(str(base)))
     for lost in ("~/bse", "~nobody-of-that-name/base"):
