@@ -1,6 +1,7 @@
 """Data sets with several configurations, and what else datasets may have in its cache."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +75,14 @@ def test_without_network_each_configuration_is_itself(place: Place, hub: Hub, tw
         assert read(place, two, HF_HUB_OFFLINE="1") == EASY
         assert read(place, f"{two}:hard", HF_HUB_OFFLINE="1") == HARD
     assert asked == []
+
+
+def test_a_card_that_is_gone_from_the_cache(place: Place, hub: Hub, two: str) -> None:
+    assert read(place, f"{two}:hard") == HARD
+    assert read(place, two) == EASY
+    shutil.rmtree(place.home / "hub" / "datasets--org--two" / "snapshots")
+    assert read(place, two) == EASY
+    assert hub.fetched()[f"datasets/{two}/easy/train-00000-of-00001.parquet"] == 1
 
 
 def test_another_configuration_does_not_stand_in_where_the_hub_fails(

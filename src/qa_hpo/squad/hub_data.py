@@ -39,12 +39,14 @@ def load_split(source: str, split: str, commit: str) -> Any:
     name, _, config = source.partition(":")
     try:
         wanted = config or _default_configuration(name, commit)
-        folder = None if wanted is None else _prepared_folder(name, wanted, commit)
+        if wanted is None:
+            check_access("dataset", name, commit)  # which fetches the card
+            wanted = _default_configuration(name, commit) or "default"
+        folder = _prepared_folder(name, wanted, commit)
         loaded = None if folder is None else _read_prepared(folder, name, split)
         if loaded is not None:
             return loaded
         check_access("dataset", name, commit)  # load_dataset hides why there is none
-        wanted = config or _default_configuration(name, commit)
         with telling("dataset", source):
             loaded = _load(source, split, commit, damaged=folder)
     except (ValueError, RuntimeError, DatasetsError) as error:
