@@ -33,6 +33,9 @@ def test_any_text_becomes_one_line_that_can_be_printed(text: str) -> None:
         ("at postgresql://me:a:b@c@host/db, no", "at postgresql://me:***@host/db, no"),
         ("mysql://me@server:hunter2@host/db", "mysql://me@server:***@host/db"),
         (f"postgresql://me:{'hunter2' * 500}@host/db", "postgresql://me:***@host/db"),
+        ("at postgresql://me@host/db, no", "at postgresql://me@host/db, no"),
+        ("http://s3cret@host/x does not", "http://***@host/x does not"),
+        ("HTTPS://s3cret@host:80 and http://a.b/c@d", "HTTPS://***@host:80 and http://a.b/c@d"),
     ],
 )
 def test_examples(text: str, line: str) -> None:
@@ -55,6 +58,7 @@ def test_a_password_is_not_cut_out_of_its_url() -> None:
 def test_masking_takes_no_time_for_what_looks_like_urls() -> None:
     began = time.process_time()
     mask("://a:" * 4000)
+    mask("http://a" * 4000)
     assert time.process_time() - began < 5
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from qa_hpo.checking_view import DRAWN, RUN, View
 from qa_hpo.config import Recipe, StudyFile
 from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.models import parameter_count
 from qa_hpo.finetune.preflight import Preflight
 from qa_hpo.finetune.starts import Starts
-from qa_hpo.finetune.timing import Pace, parameter_count
+from qa_hpo.finetune.timing import Pace
 from qa_hpo.parameters import Parameters
 from qa_hpo.search.budget import Spent, most_trials
 from qa_hpo.search.drawing import drawn

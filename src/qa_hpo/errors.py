@@ -14,11 +14,13 @@
     └── WorkError             the work itself failed                 exit code 1
         ├── DivergedError       a loss that is not a finite number
         ├── OutOfMemoryError    not even one window at a time fits
-        ├── DiskFullError       no space left for a checkpoint
+        ├── DiskFullError       no space left for a checkpoint, or what comes from the hub
         └── OutageError         a database that has not answered for too long
 
 The message is what the user reads: what is wrong, where, and what would be valid.
 """
+
+import errno
 
 from qa_hpo.legible import legible
 
@@ -39,8 +41,10 @@ __all__ = [
     "UnreachableError",
     "WindowError",
     "WorkError",
+    "is_disk_full",
 ]
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Who has made as many mistakes mends these first.
 _MOST_LINES = 20
 
@@ -127,4 +131,13 @@ class OutOfMemoryError(WorkError):
 
 
 class DiskFullError(WorkError):
-    """No space is left where a checkpoint was to be written."""
+    """No space is left where a checkpoint, or what comes from the hub, was to be written."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a library's error says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    # safetensors, tokenizers and hf_xet say it in Rust's words, each with an exception of its own
+    # kind: "No space left on device (os error 28)".
+    return any(f"(os error {number})" in str(error) for number in _FULL)

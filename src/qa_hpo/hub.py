@@ -13,9 +13,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from qa_hpo.errors import CheckpointError, CorpusError, InputError, WorkError
+from qa_hpo.errors import (
+    CheckpointError,
+    CorpusError,
+    DiskFullError,
+    InputError,
+    WorkError,
+    is_disk_full,
+)
 
-__all__ = ["HubKind", "check_access", "commit_of", "persistently", "snapshot", "telling"]
+__all__ = [
+    "HubKind",
+    "check_access",
+    "check_no_adapter",
+    "commit_of",
+    "persistently",
+    "snapshot",
+    "telling",
+]
 
 HubKind = Literal["model", "dataset"]
 
@@ -28,6 +43,7 @@ _PLACES = {"model": "a folder", "dataset": "a file or a folder"}
 # The file that every repository of a kind should have.
 _ANCHORS: dict[HubKind, str] = {"model": "config.json", "dataset": "README.md"}
 _WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_config.json"
 _SHARDS = "model-*-of-*.safetensors"
 # The configuration, the tokenizer's files, and what an export of ours has beside them. No code, no
 # pickled weights, and nothing in subfolders, which hold the same model for other programs.
@@ -101,7 +117,7 @@ def snapshot(name: str, commit: str) -> Path:
     """Return the folder with a model's configuration, tokenizer and safetensors at a commit.
 
     Raises:
-        CheckpointError: It cannot be had, or it has no safetensors.
+        CheckpointError: It cannot be had, or it has no safetensors, or an adapter.
         WorkError: The hub fails.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
@@ -121,12 +137,28 @@ def snapshot(name: str, commit: str) -> Path:
         folder = persistently(lambda: fetch(_WEIGHTS))
         if not (folder / _WEIGHTS).exists():
             folder = persistently(lambda: fetch(_SHARDS))
+    check_no_adapter(folder, name)
     if not any(folder.glob("model*.safetensors")):
         raise CheckpointError(
             f"{name}: has no safetensors ({_WEIGHTS}) on the hub, and weights of no other kind are "
             "loaded; choose a model that has, or convert it and give the folder"
         )
     return folder
+
+
+def check_no_adapter(folder: Path, name: str) -> None:
+    """Check that a model's folder holds no adapter, which transformers would attach to the model.
+
+    All but the adapter would be frozen then, and left out when the model is saved.
+
+    Raises:
+        CheckpointError: It holds one.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"{name}: holds a PEFT adapter ({_ADAPTER}); merge it into its model and give the "
+            "merged one"
+        )
 
 
 def persistently(fetch: Callable[[], _T]) -> _T:
@@ -151,20 +183,31 @@ def telling(kind: HubKind, name: str) -> Iterator[None]:
 
     Raises:
         InputError: What was asked for is not there for this user, or not without network.
-        WorkError: The hub fails.
+        DiskFullError: No space is left for it.
+        WorkError: The hub fails, or its client.
     """
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub import constants, errors  # noqa: PLC0415
 
     # The client's errors of answers and of missing files are OSErrors too.
     known: tuple[type[Exception], ...] = (
-        *(OSError, HFValidationError),
+        *(OSError, errors.HFValidationError, errors.RevisionResolutionError),
         *_broken(),
         *_unsendable(),
     )
     try:
         yield
-    except known as error:
+    except Exception as error:
+        if _of_a_full_disk(error):
+            raise DiskFullError(
+                f"{name}: no space left on the device for what comes from the hub "
+                f"({constants.HF_HOME}); make room, or set HF_HOME to another folder"
+            ) from None
         cause = _cause(error)
+        if isinstance(error, (ImportError, RuntimeError)):
+            # Of a proxy that it lacks a package for, or of the library that gets large files.
+            raise WorkError(f"{name}: the hub's client failed: {_one_line(cause)}") from None
+        if not isinstance(error, known):
+            raise
         if _status(cause) in _PASSING:
             raise WorkError(
                 f"{name}: the hub failed again and again (its answer was {_status(cause)}); try "
@@ -172,6 +215,17 @@ def telling(kind: HubKind, name: str) -> Iterator[None]:
             ) from None
         why = _refused(kind, name, cause) or _absent(kind, cause) or _one_line(cause)
         raise _ERRORS[kind](f"{name}: {why}") from None
+
+
+def _of_a_full_disk(error: BaseException) -> bool:
+    """Return whether an error has come of one."""
+    link: BaseException | None = error
+    while link is not None:
+        # datasets looks before it writes.
+        if is_disk_full(link) or str(link).startswith("Not enough disk space"):
+            return True
+        link = link.__cause__
+    return False
 
 
 def _refused(kind: HubKind, name: str, cause: BaseException) -> str | None:

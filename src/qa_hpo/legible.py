@@ -6,7 +6,7 @@ characters long, or a URL with a password.
 
 import re
 
-__all__ = ["legible", "mask"]
+__all__ = ["first_line", "legible", "mask"]
 
 LONGEST = 1000
 """Characters of a line at most."""
@@ -22,6 +22,8 @@ _SECRET_OPTIONS = re.compile(
 # A bound on each part keeps the search linear in the text's length.
 # Users' names may have an @, as Azure's do; passwords may be tokens of thousands of characters.
 _USER_AND_PASSWORD = re.compile(r"(://[^:/?#\s]{0,200}):\S{0,4000}@")
+# What a web address has alone before its host is a token; a database's is a user.
+_TOKEN = re.compile(r"(https?://)[^:/?#@\s]{1,1000}@", re.IGNORECASE)
 # Controls, of which terminals make colours, titles and cleared screens; ends of lines; what turns
 # the direction of text around; and halves of surrogate pairs, which cannot be printed.
 _NOT_SHOWN = re.compile(
@@ -31,21 +33,27 @@ _LINE_BREAK = re.compile(r"[ \t]?[\r\n]+[ \t]*")
 
 
 def mask(url: str) -> str:
-    """Return ``url``, or a text that contains one, with passwords replaced by ``***``."""
-    return _SECRET_OPTIONS.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+    """Return ``url``, or a text that contains one, with passwords and tokens as ``***``."""
+    url = _TOKEN.sub(r"\1***@", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+    return _SECRET_OPTIONS.sub(r"\1***", url)
 
 
 def legible(text: str) -> str:
     """Return a text as one line of at most ``LONGEST`` characters.
 
-    Line breaks become spaces, other controls are written as escapes, passwords in URLs are masked,
-    and of what is longer the middle is left out: a message begins with where, and ends with what
-    would be valid.
+    Line breaks become spaces, other controls are written as escapes, passwords and tokens in URLs
+    are masked, and of what is longer the middle is left out: a message begins with where, and ends
+    with what would be valid.
     """
     line = _LINE_BREAK.sub(" ", _shortened(text, _END, _END).strip())
     line = _shortened(mask(line), LONGEST, LONGEST)
     line = _NOT_SHOWN.sub(lambda match: match.group().encode("unicode_escape").decode(), line)
     return _shortened(line, _HEAD, LONGEST - _HEAD - 1)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _shortened(text: str, head: int, tail: int) -> str:

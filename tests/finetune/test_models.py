@@ -7,12 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import DistilBertConfig, GPT2Config, ModernBertConfig, RobertaConfig, ViTConfig
+from transformers import (
+    BertForQuestionAnswering,
+    DistilBertConfig,
+    GPT2Config,
+    ModernBertConfig,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from qa_hpo.errors import CheckpointError, InputError, WindowError
 from qa_hpo.finetune.families import position_limit
-from qa_hpo.finetune.models import checkpoint_fingerprint, load_model, load_tokenizer
+from qa_hpo.finetune.inputs import Inputs
+from qa_hpo.finetune.models import (
+    checkpoint_fingerprint,
+    folder_of,
+    is_hub_model,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    read_config,
+)
+from qa_hpo.paths import CachePaths
 from tiny import bert_tokenizer
 
 
@@ -195,3 +213,57 @@ def test_the_fingerprint_is_that_of_the_content(base: Path, tiny: Path) -> None:
 )
 def test_position_limit(config: Any, limit: int | None) -> None:
     assert position_limit(config) == limit
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks for it
+def test_a_model_with_an_adapter_beside_it(base: Path) -> None:
+    """Transformers would attach it, train nothing else, and save nothing else."""
+    adapter = LoraConfig(r=2, target_modules=["query"], task_type="QUESTION_ANS")
+    whole = BertForQuestionAnswering.from_pretrained(base)
+    get_peft_model(whole, adapter).save_pretrained(base)
+    assert (base / "model.safetensors").is_file()
+    for load in (load_model, load_tokenizer, read_config, parameter_count):
+        assert refused(load, base) == (
+            "X: holds a PEFT adapter (adapter_config.json); merge it into its model and give the "
+            "merged one"
+        )
+    (base / "config.json").unlink()  # an adapter alone
+    assert "X: holds a PEFT adapter" in refused(load_model, base)
+
+
+def test_parameters_are_counted(tiny: Path) -> None:
+    weights = load_file(tiny / "base" / "model.safetensors")
+    # The pooler is no part of a reader; the head is: two logits of each token.
+    body = sum(w.numel() for name, w in weights.items() if not name.startswith("pooler."))
+    hidden = json.loads((tiny / "base" / "config.json").read_text())["hidden_size"]
+    assert parameter_count(str(tiny / "base")) == body + 2 * hidden + 2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_attention_heads": 7}, "X: cannot be loaded as a question-answering model: "),
+        ({"num_hidden_layers": 5000}, "X: its config.json has 5000 layers (num_hidden_layers), "),
+        ({"model_type": "vit"}, "X: a vit model cannot answer"),
+        ({"model_type": "nonesuch"}, "X: cannot be loaded: "),
+    ],
+)
+def test_parameters_of_what_cannot_be_a_model(
+    base: Path, values: dict[str, Any], said: str
+) -> None:
+    configured(base, **values)
+    assert refused(parameter_count, base).startswith(said)
+
+
+def test_a_checkpoint_in_the_home(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    assert folder_of("~/base") == str(base)
+    assert not is_hub_model("~/base")
+    assert checkpoint_fingerprint("~/base") == checkpoint_fingerprint(str(base))
+    inputs = Inputs(CachePaths(base.parent / "cache"))
+    assert inputs.checkpoint("~/base") == str(base)
+    assert inputs.checkpoint_key("~/base") == inputs.checkpoint_key(str(base))
+    assert load_model("~/base").config.model_type == "bert"
+    assert len(load_tokenizer("~/base")) == len(load_tokenizer(str(base)))
+    for lost in ("~/bse", "~nobody-of-that-name/base"):
+        assert refused(load_model, lost).startswith("X: no such checkpoint folder (looked in ")

@@ -2,13 +2,19 @@
 
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hub_processes import Place
 from hub_server import Hub
 from hub_studies import study
 from hub_world import SQUAD_V2, Contents
+
+from qa_hpo.errors import CheckpointError, DiskFullError, WorkError
+from qa_hpo.hub import telling
 
 BERT = "models/google-bert/bert-base-uncased"
 # What a checkpoint is loaded from.
@@ -160,3 +166,79 @@ def test_a_copy_of_the_cache_is_enough(place: Place, hub: Hub) -> None:
         there.create(there.folder / file.name)
         assert there.run("worker", "--study", "study").code == 0
     assert asked == []
+
+
+# ---------------------------------------------------------------------------- this host
+
+
+@pytest.mark.parametrize(("data", "left"), [(False, 64), (True, 40), (True, 8)])
+def test_a_disk_that_fills_up_while_fetching(place: Place, hub: Hub, data: bool, left: int) -> None:
+    file = study(place.folder, train=SQUAD_V2 if data else "train.json")
+    with small_disk(place.home):
+        filler = place.home / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(place.home).free - left * 1024))
+        ended = place.run("check", file, "--no-timing")
+        assert ended.code == 1
+        name = SQUAD_V2 if data else "starts.base: bert-base-uncased"
+        # The client may have warned before it began with a file.
+        assert ended.err.splitlines()[-1] == (
+            f"error: {name}: no space left on the device for what comes from the hub "
+            f"({place.home}); make room, or set HF_HOME to another folder"
+        )
+        filler.unlink()
+        assert place.run("check", file, "--no-timing").code == 0
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Make a folder a file system of 4 MiB of its own."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs a small disk, and may not mount one (mount -t tmpfs, as root)")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_proxy_that_the_client_cannot_use(place: Place) -> None:
+    file = study(place.folder)
+    proxy = {"ALL_PROXY": "socks5://127.0.0.1:9", "HF_ENDPOINT": "http://example.invalid"}
+    ended = place.run_anew("check", file, "--no-timing", **proxy)
+    assert ended.code == 1
+    assert ended.error.startswith(
+        "starts.base: bert-base-uncased: the hub's client failed: Using SOCKS proxy, but "
+    )
+
+
+def test_a_hub_that_goes_away_between_two_requests(
+    place: Place, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has answered what is asked first, and then the client finds nothing in its cache."""
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", deaf)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place.home))
+
+    def resolve() -> str:
+        return HfApi(endpoint=deaf).resolve_revision("org/name", repo_type="model").resolved
+
+    said = r"^org/name: the model is not in the cache \(.* cannot be reached \(ConnectError\): run "
+    with pytest.raises(CheckpointError, match=said), telling("model", "org/name"):
+        resolve()
+
+
+def test_a_client_that_fails() -> None:
+    """As the library that gets large files does, which knows RuntimeErrors alone."""
+    with pytest.raises(WorkError) as failed, telling("model", "org/name"):
+        raise RuntimeError("Data processing error: CAS service error\n(a cause)")
+    assert str(failed.value) == (
+        "org/name: the hub's client failed: Data processing error: CAS service error (a cause)"
+    )
+    full = RuntimeError("Data processing error: No space left on device (os error 28)")
+    with pytest.raises(DiskFullError), telling("model", "org/name"):
+        raise full

@@ -132,6 +132,15 @@ def test_a_message_that_quotes_the_token(monkeypatch: pytest.MonkeyPatch) -> Non
     assert str(refused.value) == ("org/name: a proxy did not like 'Authorization: Bearer ***'")
 
 
+def test_an_address_with_a_token(closed: Hub, place: Place) -> None:
+    for before in ("s3cret", "me:s3cret"):
+        address = closed.url.replace("//", f"//{before}@")
+        ended = place.run("check", study(place.folder, base="org/none"), HF_ENDPOINT=address)
+        assert ended.code == 2
+        assert "***@127.0.0.1" in ended.error
+        assert "s3cret" not in ended.err
+
+
 def test_what_is_no_id_and_no_folder(place: Place, hub: Hub) -> None:
     ended = place.run("check", study(place.folder, base="bert--base"))
     assert ended.code == 2
@@ -152,6 +161,19 @@ def test_pickled_weights_are_neither_loaded_nor_fetched(
         "of no other kind are loaded; choose a model that has, or convert it and give the folder"
     )
     assert not [asked for asked in hub.log if asked.path.endswith(".bin")]
+
+
+def test_a_model_with_an_adapter_beside_it(place: Place, hub: Hub, contents: Contents) -> None:
+    adapter = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"-"}
+    hub.add("model", "org/both", contents.bert | adapter)
+    hub.add("model", "org/adapter", adapter)
+    for name in ("org/both", "org/adapter"):
+        ended = place.run("check", study(place.folder, base=name))
+        assert ended.code == 2
+        assert ended.error == (
+            f"starts.base: {name}: holds a PEFT adapter (adapter_config.json); merge it into its "
+            "model and give the merged one"
+        )
 
 
 def test_code_of_a_repository_is_neither_run_nor_fetched(

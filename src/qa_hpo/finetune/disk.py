@@ -1,16 +1,14 @@
 """A full disk, told in one line."""
 
 import contextlib
-import errno
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from qa_hpo.errors import DiskFullError
+from qa_hpo.errors import DiskFullError, is_disk_full
 
 __all__ = ["probe", "telling_of_a_full_disk"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBE = 1 << 20  # bytes: more than a file's buffer or a disk's block
 
 
@@ -27,7 +25,7 @@ def telling_of_a_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if not is_disk_full(error):
             raise
         raise DiskFullError(f"{folder}: no space left on the device") from None
 
@@ -45,11 +43,3 @@ def probe(folder: Path) -> Iterator[None]:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_PROBE))
         raise
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    # safetensors and tokenizers say it in Rust's words, each with an exception of its own kind:
-    # "No space left on device (os error 28)".
-    return any(f"(os error {number})" in str(error) for number in _FULL)

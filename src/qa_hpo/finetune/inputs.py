@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from qa_hpo.config import Data, Evaluation, RunConfig
-from qa_hpo.finetune.models import checkpoint_fingerprint, is_hub_model, load_tokenizer
+from qa_hpo.finetune.models import checkpoint_fingerprint, folder_of, is_hub_model, load_tokenizer
 from qa_hpo.hub import HubKind, commit_of, snapshot
 from qa_hpo.paths import CachePaths
 from qa_hpo.squad.corpus import Corpus, load_corpus
@@ -83,7 +83,7 @@ class Inputs:
             WorkError: The hub fails.
         """
         if not is_hub_model(start):
-            return start
+            return folder_of(start)
         return str(snapshot(start, self._commit("model", start)))
 
     def checkpoint_key(self, start: str) -> str:

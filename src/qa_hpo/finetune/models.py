@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from qa_hpo.finetune.families import (
     settle_token_types,
 )
 from qa_hpo.finetune.memory import telling_of_memory
-from qa_hpo.hub import commit_of, snapshot
+from qa_hpo.hub import check_no_adapter, commit_of, snapshot
 from qa_hpo.paths import read_json
 from qa_hpo.squad.windows import Windows, check_tokenizer
 
@@ -38,11 +39,13 @@ __all__ = [
     "is_hub_model",
     "load_model",
     "load_tokenizer",
+    "parameter_count",
     "quiet",
     "read_config",
     "supports_flash_attention",
 ]
 
+_NO_MODEL = "cannot be loaded as a question-answering model"
 # Labels are of classifiers, of which some know tens of thousands.
 _MOST_LABELS = 1_000_000
 # Built in no time, whatever the weights are.
@@ -67,7 +70,7 @@ def quiet() -> None:
 
 def checkpoint_fingerprint(checkpoint: str) -> str:
     """Return a hash of a checkpoint folder's files, or the hub id itself."""
-    folder = Path(checkpoint)
+    folder = Path(_expanded(checkpoint))
     if not folder.is_dir():
         return checkpoint
     digest = hashlib.sha256()
@@ -171,9 +174,7 @@ def load_model(
     except (CheckpointError, OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
-        raise CheckpointError(
-            f"{checkpoint}: cannot be loaded as a question-answering model: {_why(error)}"
-        ) from None
+        raise CheckpointError(f"{checkpoint}: {_NO_MODEL}: {_why(error)}") from None
     lacking = sorted(loading["missing_keys"])
     body = [name for name in lacking if name.startswith(f"{model.base_model_prefix}.")]
     if body:
@@ -188,6 +189,25 @@ def load_model(
         )
     adapt_model(model)
     return model  # type: ignore[no-any-return]
+
+
+def parameter_count(checkpoint: str) -> int:
+    """Return how many parameters a checkpoint's question-answering model has; loads no weights.
+
+    Raises:
+        CheckpointError: No such model can be made of its configuration.
+    """
+    config = read_config(checkpoint)
+    checkpoint = folder_of(checkpoint)
+    try:
+        _check_layers(config, checkpoint)
+        with torch.device("meta"):
+            model = AutoModelForQuestionAnswering.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  (numbers that do not go together)
+        raise CheckpointError(f"{checkpoint}: {_NO_MODEL}: {_why(error)}") from None
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def has_trained_head(checkpoint: str) -> bool:
@@ -259,11 +279,11 @@ def is_hub_model(checkpoint: str) -> bool:
         CheckpointError: It can be neither.
     """
     check_place(checkpoint)
-    return not Path(checkpoint).is_dir()
+    return not Path(_expanded(checkpoint)).is_dir()
 
 
 def folder_of(checkpoint: str) -> str:
-    """Return the folder of a checkpoint: ``checkpoint`` itself, or the files of a hub id.
+    """Return the folder of a checkpoint: where ``checkpoint`` leads, or the files of a hub id.
 
     The newest ones; a study's are those of the commit that it was created with, which
     :meth:`Inputs.checkpoint <qa_hpo.finetune.inputs.Inputs.checkpoint>` returns.
@@ -273,7 +293,7 @@ def folder_of(checkpoint: str) -> str:
         WorkError: The hub fails.
     """
     if not is_hub_model(checkpoint):
-        return checkpoint
+        return _expanded(checkpoint)
     return str(snapshot(checkpoint, commit_of("model", checkpoint)))
 
 
@@ -281,19 +301,26 @@ def check_place(checkpoint: str) -> None:
     """Check that ``checkpoint`` is a checkpoint folder, or may be a hub id.
 
     Raises:
-        CheckpointError: It is neither.
+        CheckpointError: It is neither, or the folder holds an adapter.
     """
-    folder = Path(checkpoint)
+    folder = Path(_expanded(checkpoint))
     try:
         is_folder, is_there = folder.is_dir(), folder.exists() or folder.is_symlink()
     except OSError as error:  # a name too long
         raise CheckpointError(f"{checkpoint}: cannot be read: {error.strerror}") from None
     if is_folder:
+        check_no_adapter(folder, checkpoint)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{checkpoint}: is no checkpoint: it has no config.json")
         _check_labels(folder)
     elif checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1 or is_there:
         raise CheckpointError(f"{checkpoint}: no such checkpoint folder (looked in {Path.cwd()})")
+
+
+def _expanded(checkpoint: str) -> str:
+    """Return ``checkpoint`` with its ``~``, if it begins with one, written out."""
+    # pathlib would fail where no such user is, and rewrite what has none.
+    return os.path.expanduser(checkpoint)  # noqa: PTH111
 
 
 def _check_template(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:

@@ -13,27 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qa_hpo.finetune.batching import LengthGroupedBatches, longest_first
 from qa_hpo.finetune.disk import telling_of_a_full_disk
 from qa_hpo.finetune.evaluation import forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision, use_threads
 from qa_hpo.finetune.memory import PeakMemory, releasing, telling_of_memory
-from qa_hpo.finetune.models import check_place, quiet
+from qa_hpo.finetune.models import quiet
 from qa_hpo.finetune.trainer import QuestionAnsweringTrainer
 from qa_hpo.finetune.training import Training, collator, make_trainer
 from qa_hpo.paths import RunPaths
 from qa_hpo.squad.windows import Windows
 
-__all__ = ["Pace", "parameter_count", "time_steps"]
+__all__ = ["Pace", "time_steps"]
 
 _WARM_UP = 2
 _STEPS = 8
@@ -80,18 +73,6 @@ class Pace:
     def window_s(self) -> float:
         """Seconds of training for each window."""
         return self.step_s / self.batch_size
-
-
-def parameter_count(checkpoint: str) -> int:
-    """Return how many parameters a checkpoint's question-answering model has; loads no weights."""
-    check_place(checkpoint)
-    quiet()
-    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForQuestionAnswering.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=False
-        )
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def time_steps(training: Training, *, seconds: float = 30.0) -> Pace:

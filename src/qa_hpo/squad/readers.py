@@ -9,15 +9,16 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qa_hpo.errors import CorpusError, WorkError
-from qa_hpo.hub import check_access, commit_of, persistently, telling
+from qa_hpo.errors import CorpusError
+from qa_hpo.hub import commit_of
+from qa_hpo.legible import first_line
+from qa_hpo.squad.hub_data import load_split
 
 __all__ = ["RawQuestion", "describe", "hub_dataset", "is_hub_id", "read_json", "read_source"]
 
@@ -212,7 +213,7 @@ def _read_parquet(path: Path) -> Iterator[RawQuestion]:
                     yield RawQuestion(f"row {rows}", row)
                     rows += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from error
+        raise CorpusError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
 
 # ---------------------------------------------------------------------------- datasets
@@ -231,7 +232,7 @@ def _read_saved(path: Path, split: str) -> Iterator[RawQuestion]:
         saved = load_from_disk(str(path), keep_in_memory=True)
     except Exception as error:
         # A file of it that is no good makes the libraries raise anything.
-        raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
+        raise CorpusError(f"{path}: not a readable saved dataset: {first_line(error)}") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise CorpusError(
@@ -249,67 +250,12 @@ def _saved_rows(saved: Any, path: Path) -> Iterator[RawQuestion]:
     except CorpusError:
         raise
     except Exception as error:  # as above: its rows are read from the disk now
-        raise CorpusError(f"{path}: not a readable saved dataset: {_first_line(error)}") from error
+        raise CorpusError(f"{path}: not a readable saved dataset: {first_line(error)}") from error
 
 
 def _read_hub(source: str, split: str, commit: str | None) -> Iterator[RawQuestion]:
-    # Seconds to import, and needed for this source only.
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415
-    from datasets.load import load_dataset  # noqa: PLC0415
-    from datasets.utils import logging as datasets_logging  # noqa: PLC0415
-    from datasets.utils.tqdm import disable_progress_bars  # noqa: PLC0415
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    # It tells what it found in its cache; we tell what could not be found.
-    datasets_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    name, _, config = source.partition(":")
-    commit = commit or commit_of("dataset", name)
-
-    def load() -> Any:
-        return load_dataset(name, config or None, split=split, revision=commit)
-
-    try:
-        loaded = _prepared(name, config, split, commit)
-        if loaded is None:
-            check_access("dataset", name, commit)  # load_dataset hides why there is none
-            with telling("dataset", name):
-                loaded = persistently(load)
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        if "scripts are no longer supported" in str(error):
-            raise CorpusError(
-                f"{source}: is a data set with a loading script, which is never run; give one "
-                "that has its data as Parquet or JSON files, or save it with save_to_disk and "
-                "give the folder"
-            ) from None
-        raise CorpusError(
-            f'{source}: the split "{split}" cannot be loaded from the hub: {_first_line(error)}'
-        ) from error
-    places = [Path(entry["filename"]).parts for entry in loaded.cache_files]
-    if places and not any(commit in parts for parts in places):
-        # What datasets falls back to where the hub fails.
-        raise WorkError(
-            f"{source}: the hub failed, and the copy in the cache is not of commit {commit}; "
-            "try again later"
-        )
-    return _rows(loaded, source)
-
-
-def _prepared(name: str, config: str, split: str, commit: str) -> Any | None:
-    """What datasets made of a commit before, for which the hub is asked nothing; else None."""
-    from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
-
-    def cached(config: str, version: str) -> Cache:
-        short = name.rpartition("/")[2]
-        return Cache(
-            dataset_name=short, repo_id=name, config_name=config, version=version, hash=commit
-        )
-
-    known = Path(cached("any", "0.0.0").cache_dir).parents[2]
-    found = [path for path in known.glob(f"{config or '*'}/*/{commit}") if path.is_dir()]
-    if len(found) != 1:  # never loaded, or the hub has to say which of several is meant
-        return None
-    return cached(*found[0].parts[-3:-1]).as_dataset(split=split)
+    commit = commit or commit_of("dataset", source.partition(":")[0])
+    return _rows(load_split(source, split, commit), source)
 
 
 def _rows(dataset: Any, source: str) -> Iterator[RawQuestion]:
@@ -329,7 +275,3 @@ def _known_columns(found: list[str], source: str) -> list[str]:
             'expected id, question, context and answers {"text": [...], "answer_start": [...]}'
         )
     return [name for name in COLUMNS if name in found]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
