@@ -220,7 +220,7 @@ class Pruning(Section):
     """Epochs of a trial after which "median" ends nothing yet."""
     first_rung: Annotated[int, Field(ge=1)] = 1
     """With "promote": epochs after which a trial waits for the first time."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2)] = 6
     """With "promote": of so many trials that have come to a rung, one goes on, and the next rung
     is after so many times as many epochs."""
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
