@@ -41,8 +41,7 @@ WITHIN = 0.3
 """So near to the table's best F1, in points, is near enough."""
 LARGE = 1440
 """The budget in which 64 workers' utilisation is measured: as many epochs for each of them as 16
-have of the other. At the end of a budget workers have nothing left to do, whatever the strategy:
-the share of a search that this takes tells about the budget."""
+have of the other."""
 LARGE_REPETITIONS = 10
 TOP_K = (1, 3, 5)
 RANDOM_EPOCHS = 1440
@@ -96,14 +95,12 @@ class Outcome:
     Attributes:
         near: whether it was near enough after each epoch of its budget, (repetitions, epochs).
         regret: for each budget, by how much its best F1 was below the table's, in points.
-        utilisation: share of the workers' time in which they trained.
         curve: best F1 after each epoch, (repetitions, epochs); of a search that stopped because it
             was near enough, what it had then.
     """
 
     near: np.ndarray
     regret: dict[int, np.ndarray]
-    utilisation: np.ndarray
     curve: np.ndarray
 
     def epochs(self, share: float = 0.5) -> float:
@@ -166,13 +163,7 @@ def _busy(job: tuple[str, int]) -> float:
     return simulate(_curves(), strategy, seed=seed, workers=64, epochs=LARGE).utilisation
 
 
-@dataclass(frozen=True)
-class _Found:
-    best: np.ndarray
-    utilisation: float
-
-
-def _search(job: tuple[str, int, int]) -> _Found:
+def _search(job: tuple[str, int, int]) -> np.ndarray:
     """Search once; return its best F1 after each epoch."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name, seed, workers = job
@@ -190,7 +181,7 @@ def _search(job: tuple[str, int, int]) -> _Found:
             until=curves.best_f1 - WITHIN,
             at_least=max(BUDGETS),
         )
-        return _Found(_best(trace, epochs), trace.utilisation)
+        return _best(trace, epochs)
     # What it tries depends on its budget: there is a search for each.
     drawn = random_curves(curves, seed, EPOCHS)
     search = partial(top_k, drawn, int(name.rsplit(maxsplit=1)[1]), horizon=curves.horizon)
@@ -198,7 +189,7 @@ def _search(job: tuple[str, int, int]) -> _Found:
     best = np.full(EPOCHS, np.nan)
     for budget, trace in zip(TOP_K_BUDGETS, traces, strict=True):
         best[budget - 1 :] = trace.steps[-1].best_f1
-    return _Found(best, traces[-1].utilisation)
+    return best
 
 
 def _best(trace: Trace, epochs: int) -> np.ndarray:
@@ -206,12 +197,11 @@ def _best(trace: Trace, epochs: int) -> np.ndarray:
     return np.array(best + [best[-1]] * (epochs - len(best)))
 
 
-def _outcome(found: Sequence[_Found], best: float) -> Outcome:
-    curve = np.array([each.best for each in found])
+def _outcome(found: Sequence[np.ndarray], best: float) -> Outcome:
+    curve = np.array(found)
     return Outcome(
         near=curve >= best - WITHIN,
         regret={budget: best - curve[:, budget - 1] for budget in BUDGETS},
-        utilisation=np.array([each.utilisation for each in found]),
         curve=curve,
     )
 
@@ -328,15 +318,17 @@ a simulated clock: `make bench-search`.
 With {fields["workers"]} workers, the best of the package's own strategies is
 **{fields["strategy"]}**: it needs {against:.2f} times the epochs of random search with all epochs
 (95% interval {least:.2f} to {most:.2f}), and {beside:.2f} times ({low:.2f} to {high:.2f}) those of
-the best other one, {fields["best_peer"]}{bound}. Its utilisation with 64
-workers and a budget of {LARGE} epochs is {fields["utilisation_64"]:.1%}.
+the best other one, {fields["best_peer"]}{bound}.
+
+64 workers with a budget of {LARGE} epochs train for {fields["utilisation_64"]:.1%} of their time
+with that strategy ({LARGE_REPETITIONS} searches), until the last of the budget is handed out; what
+is then left to do is not for all of them, whatever the strategy.
 
 {tables}
 
 Epochs: after which a quarter, half and three quarters of the searches have a checkpoint within
 {WITHIN} F1; "-" where the budget was not enough. Regret: mean F1 below the table's best after a
-budget, ± 1.96 standard errors. Utilisation: the share of the workers' time in which they trained,
-until the last epoch of the budget was begun.
+budget, ± 1.96 standard errors.
 
 ![Best F1 against epochs](images/{PLOT.name})
 """
@@ -349,7 +341,6 @@ def _table(outcomes: dict[tuple[str, int], Outcome], workers: int) -> str:
         "median",
         "q3",
         *(f"regret at {budget}" for budget in BUDGETS),
-        "utilisation",
     ]
     rows = []
     for (name, count), outcome in outcomes.items():
@@ -361,7 +352,6 @@ def _table(outcomes: dict[tuple[str, int], Outcome], workers: int) -> str:
                 name,
                 *(f"{q:.0f}" if math.isfinite(q) else "-" for q in quartiles),
                 *(_mean(outcome.regret[budget]) for budget in BUDGETS),
-                f"{outcome.utilisation.mean():.1%}",
             ]
         )
     return table(head, rows)

@@ -118,6 +118,15 @@ budget = { trials = 1 }
     ]
 
 
+def test_workers_for_which_nothing_is_left_are_not_idle():
+    # Three workers, four trials of four epochs of one second: the last trial is handed out at 4 s.
+    curves = made_up()
+    strategy = Strategy("grid", FULL, "grid")
+    trace = simulate(curves, strategy, seed=0, workers=3, epochs=16)
+    assert trace.steps[-1].seconds == pytest.approx(8.0)
+    assert trace.utilisation == pytest.approx(1.0)
+
+
 def test_points_are_found_by_the_nearest_learning_rate():
     curves = made_up()
 
@@ -145,7 +154,8 @@ def test_all_epochs_of_every_point_by_hand():
 
 def test_promotion_by_hand():
     curves = made_up()
-    strategy = Strategy("promote", {"across": "promote", "patience": 99}, "grid")
+    pruning = {"across": "promote", "reduction_factor": 3, "patience": 99}
+    strategy = Strategy("promote", pruning, "grid")
     trace = simulate(curves, strategy, seed=0, workers=1, epochs=12)
     # The order of chance begins with what comes to 55, 45 and 50 in the end, or 9 less after an
     # epoch. The best third of three, the first, goes on to epoch 3, and so do the fourth (60), the

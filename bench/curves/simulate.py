@@ -266,7 +266,7 @@ class _Simulation:
         self.steps: list[Step] = []
         self.best = 0.0
         self.busy: list[tuple[float, float]] = []
-        self.last_begun = 0.0
+        self.last_handed_out = 0.0
         self.pauses = 0
 
     def run(self) -> Trace:
@@ -279,7 +279,7 @@ class _Simulation:
                 break
             now, _, asked = heapq.heappop(self.events)
             idle += not self._epoch(now, asked)
-        end = self.last_begun
+        end = self.last_handed_out
         used = sum(min(b, end) - a for a, b in self.busy if a < end)
         share = used / (end * self.workers) if end else 1.0
         return Trace(tuple(self.steps), share, self.pauses)
@@ -288,6 +288,7 @@ class _Simulation:
         """Whether a free worker has something to train now."""
         while isinstance(answer := ask(self.joined, worker="simulated"), Asked):
             if answer.stop_reason is None and self._train(now, answer):
+                self.last_handed_out = now
                 return True
             # All that was left was to finish it.
             self._finish(answer, self.rules.reason(answer, self._so_far(answer)))
@@ -305,7 +306,6 @@ class _Simulation:
         seconds = self._curve(asked).records[done].seconds
         heapq.heappush(self.events, (now + seconds, next(self.order), asked))
         self.busy.append((now, now + seconds))
-        self.last_begun = max(self.last_begun, now)
         return True
 
     def _curve(self, asked: Asked) -> Curve:
@@ -319,7 +319,10 @@ class _Simulation:
         record_epoch(self.joined, asked.trial, record.as_dict())
         self.best = max(self.best, record.metrics["best_f1"])
         self.steps.append(Step(now, asked.trial.number, self.best))
+        reserved = asked.epochs_reserved
         asked, reason = self.rules.after(asked, records)
+        if asked.epochs_reserved > reserved:  # promoted at once
+            self.last_handed_out = now
         if reason == PAUSED:
             self.pauses += 1
         elif reason is not None or not self._train(now, asked):
