@@ -196,6 +196,18 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         load_study_file(tmp_path)
 
 
+def test_a_start_is_not_built_from_hundreds_of_others(tmp_path: Path) -> None:
+    def chain(length: int) -> str:
+        recipes = (f'[starts.s{n}]\nfrom = "s{n + 1}"\ntrain = "c.json"\n' for n in range(length))
+        return STUDY.replace('base = "x"\n', f'base = "x"\ns{length} = "x"\n' + "".join(recipes), 1)
+
+    assert len(load_study_file(write(tmp_path, chain(99))).lineage("s0")) == 100
+    with pytest.raises(
+        StudyFileError, match=r"starts\.s0\.from: more than 100 starts from a check"
+    ):
+        load_study_file(write(tmp_path, chain(100)))
+
+
 def test_keys_of_thousands_of_parts_are_not_read(tmp_path: Path) -> None:
     # 478 lines of these take ten seconds to parse.
     lines = "".join(f"{'.'.join(['a'] * 1000)}.b{n} = 1\n" for n in range(60))

@@ -103,7 +103,9 @@ def test_an_export_needs_a_best_epoch(url: str, tmp_path: Path) -> None:
     assert "best_epoch is missing" in said
 
 
-def test_what_is_whole_is_no_damage(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("looks", [[], [[0.25, 1.5], [0.5, None]]])
+def test_what_is_whole_is_no_damage(url: str, looks: list[Any], tmp_path: Path) -> None:
+    change(url, "epochs", lambda records: [{**record, "looks": looks} for record in records])
     assert refusal(url, "leaderboard", "told") is None
     done = run_cli("export", "told", "--storage", url, str(tmp_path / "out"))
     assert "damaged" not in done.err

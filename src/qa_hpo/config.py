@@ -84,6 +84,8 @@ __all__ = [
     "to_toml",
 ]
 
+_LONGEST_LINEAGE = 100
+
 DEFAULT_STORAGE = "sqlite:///storage/qa_hpo.db"
 
 
@@ -115,7 +117,8 @@ class _Job(Section):
         """Return ``name`` and the starts it is built from, the checkpoint last.
 
         Raises:
-            PlacedError: A recipe names a start that does not exist, or itself.
+            PlacedError: A recipe names a start that does not exist, or itself, or there are too
+                many between a start and its checkpoint.
         """
         chain = [name]
         seen = {name}
@@ -126,6 +129,10 @@ class _Job(Section):
                 raise PlacedError(where, f"no start is called {start.from_!r}; {hint}")
             if start.from_ in seen:
                 raise PlacedError(where, f"goes round: {' from '.join([*chain, start.from_])}")
+            if len(chain) == _LONGEST_LINEAGE:
+                raise PlacedError(
+                    f"starts.{name}.from", f"more than {_LONGEST_LINEAGE} starts from a checkpoint"
+                )
             chain.append(start.from_)
             seen.add(start.from_)
         return chain

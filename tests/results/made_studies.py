@@ -107,7 +107,11 @@ class MadeStudy:
         user_attrs = {"epochs": records, **attrs}
         best = max(f1, default=None)
         if state is not TrialState.FAIL and best is not None:
-            user_attrs |= {"best_f1": best, "best_epoch": 1 + list(f1).index(best)}
+            user_attrs |= {
+                "best_f1": best,
+                "best_epoch": 1 + list(f1).index(best),
+                "threshold": 0.0,
+            }
         number = len(joined.optuna_study.get_trials(deepcopy=False))
         given = {"start": start, "learning_rate": 2e-5, "epochs": epochs or max(1, len(f1))}
         # Where all have the same number of epochs, it is no parameter.

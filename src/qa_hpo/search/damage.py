@@ -56,7 +56,8 @@ class _Epoch(_Stored):
     train_loss: Number = None
     seconds: float | int = 0.0
     eval_seconds: float | int = 0.0
-    looks: list[tuple[float | int, Number]] = []
+    # JSON has no tuples.
+    looks: list[Annotated[tuple[float | int, Number], Field(strict=False)]] = []
     __pydantic_extra__: dict[str, Number]
 
 

@@ -34,8 +34,9 @@ def parse_storage_url(url: str) -> URL:
         try:
             import psycopg  # noqa: F401, PLC0415  (an extra)
         except ImportError:
+            plain = shown_url(parsed.set(drivername="postgresql"))  # as it was given
             raise StorageError(
-                f"{shown}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
+                f"{plain}: the PostgreSQL driver is missing; pip install 'qa_hpo[postgres]'"
             ) from None
         return parsed
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
