@@ -222,6 +222,7 @@ def check(
 
     [bold]Example:[/] qa-hpo check study.toml --workers 2 --no-timing --json
     """
+    file = load_study_file(study)  # its mistakes are told before what takes seconds to import
     from qa_hpo.checking import forecast
     from qa_hpo.finetune.inputs import Inputs
     from qa_hpo.paths import CachePaths
@@ -233,7 +234,7 @@ def check(
     from qa_hpo.workers.options import launch_options
 
     options = launch_options("local", workers, workers_per_device, busy=True)
-    file, inputs = load_study_file(study), Inputs(CachePaths())
+    inputs = Inputs(CachePaths())
     found = examine(file, inputs, probe=False)
     if not as_json:
         print_preflight(found.corpora, found.starts)
