@@ -123,6 +123,8 @@ WRONG = [
     ('name = "demo"', "", "study.name: missing"),
     ('name = "demo"', 'name = "a/b"', "study.name: string should match pattern"),
     ("trials = 3", "", "budget: give trials, epochs or hours"),
+    ("trials = 3", f"trials = {'9' * 400}", "budget.trials: input should be less than 2147483648"),
+    ("low = 2\n", "low = 2\nstep = 2147483648\n", "search.epochs: step must be above 0 and below"),
     ("[8, 16]", "[8, -1]", "search.batch_size: input should be greater than or equal to 1, got -1"),
     ("[8, 16]", "[8, 8]", "search.batch_size: choices has the same value twice"),
     ("weight_decay = 0.1", "weight_decay = nan", "search.weight_decay.value: input should be a fi"),
@@ -260,6 +262,8 @@ def test_a_runs_configuration_names_a_start_that_it_has(study: StudyFile, tmp_pa
     [
         (Dimension(low=2, high=8, step=3), [2, 5, 8], [1, 3, 4, 9]),
         (Dimension(low=0.0, high=0.3, step=0.1), [0.0, 0.1, 0.2, 0.3], [0.15, -0.1, 0.4]),
+        (Dimension(low=4, high=9, step=2**30), [4], [5, 8, 9]),
+        (Dimension(low=1e-5, high=3e-5, step=1e-5), [1e-5, 2e-5, 3e-5], [1.5e-5, 2.001e-5]),
         (Dimension(low=1e-5, high=1e-3, log=True), [1e-5, 1e-4, 1e-3], [9e-6, 1.1e-3]),
         (Dimension(choices=["a", "b"]), ["a", "b"], ["c"]),
         (Dimension(value=3), [3], [2]),

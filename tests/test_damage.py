@@ -96,6 +96,13 @@ def test_a_trial_with_a_best_epoch_has_its_score_and_threshold(url: str, name: s
     assert f"{name} is missing, and best_epoch is 2" in said
 
 
+def test_a_score_of_hundreds_of_digits_is_damage(url: str) -> None:
+    change(url, "best_f1", lambda value: 10**400)
+    said = refusal(url, "leaderboard", "told", "--json")
+    assert said is not None
+    assert "best_f1: is too large" in said
+
+
 def test_an_export_needs_a_best_epoch(url: str, tmp_path: Path) -> None:
     change(url, "best_epoch", lambda value: None)
     said = refusal(url, "export", "told", "--trial", "0", str(tmp_path / "out"))

@@ -1,5 +1,6 @@
 """The parameters of one fine-tuning run, and the dimensions along which a study searches them."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -61,7 +62,7 @@ class Retention(Section):
     strength: Annotated[float, Field(ge=0)] | None = None
     """How strongly, which means something else with each method; the method's own default where it
     is left out."""
-    rank: Annotated[int, Field(ge=1)] | None = None
+    rank: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Of the adapters of ``lora`` and ``adalora``; 8 where it is left out."""
 
     @model_validator(mode="before")
@@ -101,9 +102,9 @@ class Hyperparameters(Section):
     """Passes over the training data; the learning rate's schedule spans them all."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Weight decay of AdamW."""
-    doc_stride: Annotated[int, Field(ge=0)] = 128
+    doc_stride: Annotated[int, Field(ge=0, lt=2**31)] = 128
     """Tokens that neighbouring training windows share."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 16
     """Windows per optimizer step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps during which the learning rate rises."""
@@ -260,8 +261,8 @@ class Dimension(Section):
             raise ValueError(f"a log range needs low above 0, got {self.low}")
         if self.log and self.step is not None:
             raise ValueError("a log range has no step")
-        if self.step is not None and self.step <= 0:
-            raise ValueError(f"step must be above 0, got {self.step}")
+        if self.step is not None and not 0 < self.step < 2**31:
+            raise ValueError(f"step must be above 0 and below 2**31, got {self.step}")
 
     def values(self) -> list[Scalar]:
         """Return the values that the file names: the ends, the choices or the fixed value."""
@@ -275,8 +276,10 @@ class Dimension(Section):
             return value in self.values()
         if not self.low <= value <= self.high:
             return False
-        steps = 0.0 if self.step is None else (value - self.low) / self.step
-        return abs(steps - round(steps)) < 1e-8
+        if self.step is None:
+            return True
+        nearest = self.low + round((value - self.low) / self.step) * self.step
+        return math.isclose(value, nearest, rel_tol=1e-9, abs_tol=1e-9 * min(1.0, self.step))
 
     def coerced(self, name: str) -> "Dimension":
         """Return this dimension with its values in the type of parameter ``name``.

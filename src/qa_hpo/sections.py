@@ -96,14 +96,14 @@ class Data(Section):
     gives its split "validation"."""
     max_length: Annotated[int, Field(ge=16, le=8192)] = 384
     """Tokens of a window, question and special tokens included; longer contexts give several."""
-    train_limit: Annotated[int, Field(ge=1)] | None = None
+    train_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """For a quick look: train on a random subset of so many questions."""
-    validation_limit: Annotated[int, Field(ge=1)] | None = None
+    validation_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """For a quick look: validate on a random subset of so many questions."""
     old_task: str | None = None
     """Training questions of what starts have learnt before, which retention methods look at; those
     of a start's own recipe where it is left out."""
-    old_task_limit: Annotated[int, Field(ge=1)] | None = None
+    old_task_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """At most so many of them, a random subset."""
 
 
@@ -117,17 +117,17 @@ class Recipe(Section):
     """The start that it is built from, a checkpoint or another recipe."""
     train: str
     """The corpus that it is trained on, as in ``[data]``."""
-    train_limit: Annotated[int, Field(ge=1)] | None = None
+    train_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Train on a random subset of so many questions."""
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Passes over the training data."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """Weight decay of AdamW."""
-    doc_stride: Annotated[int, Field(ge=0)] | None = None
+    doc_stride: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Tokens that neighbouring windows share."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Windows per optimizer step."""
     warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps during which the learning rate rises."""
@@ -157,7 +157,7 @@ class Run(Section):
     """What the run is called."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the initial weights of the head and the order of the data."""
-    stop_after_epochs: Annotated[int, Field(ge=1)] | None = None
+    stop_after_epochs: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Stop after so many epochs, although the learning rate's schedule goes on."""
     evaluations_per_epoch: EvaluationsPerEpoch = 1
     """As in ``[pruning]``; what an epoch measures at its end does not depend on it."""
@@ -173,7 +173,7 @@ class Runtime(Section):
     take it, and else what transformers chooses for the model."""
     compile: bool = False
     """Whether the model is compiled by torch.compile, whose first steps take a minute or more."""
-    eval_batch_size: Annotated[int, Field(ge=1)] = 64
+    eval_batch_size: Annotated[int, Field(ge=1, lt=2**31)] = 64
     """Windows per forward pass of an evaluation."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads to compute with on a CPU; torch's own choice, or a worker's share of the cores, where
@@ -201,7 +201,7 @@ class Pruning(Section):
     trial that overfits ends early all the same, and ``control_fraction`` keeps its share from that.
     """
 
-    patience: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1, lt=2**31)] = 1
     """For how many epochs in a row the loss must be above its best before a trial ends as
     overfitting."""
     min_delta: Annotated[float, Field(ge=0)] = 0.05
@@ -214,13 +214,13 @@ class Pruning(Section):
     """How a trial is compared with others: "median" ends what is worse than the median of trials
     with as many epochs, "hyperband" what Hyperband ends; "promote" ends nothing, but each trial
     waits at rungs and the better ones go on; "none" compares nothing."""
-    startup_trials: Annotated[int, Field(ge=0)] = 5
+    startup_trials: Annotated[int, Field(ge=0, lt=2**31)] = 5
     """Trials with as many epochs that must have finished before "median" ends one."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)] = 1
     """Epochs of a trial after which "median" ends nothing yet."""
-    first_rung: Annotated[int, Field(ge=1)] = 1
+    first_rung: Annotated[int, Field(ge=1, lt=2**31)] = 1
     """With "promote": epochs after which a trial waits for the first time."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 6
+    reduction_factor: Annotated[int, Field(ge=2, lt=2**31)] = 6
     """With "promote": of so many trials that have come to a rung, one goes on, and the next rung
     is after so many times as many epochs."""
     control_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -266,11 +266,11 @@ class Constraints(Section):
 class Evaluation(Section):
     """How validation questions are answered, and answers scored. Lengths are in tokens."""
 
-    n_best: Annotated[int, Field(ge=1)] = 20
+    n_best: Annotated[int, Field(ge=1, lt=2**31)] = 20
     """Of a window, so many of the best first and of the best last tokens are combined to spans."""
-    max_answer_length: Annotated[int, Field(ge=1)] = 30
+    max_answer_length: Annotated[int, Field(ge=1, lt=2**31)] = 30
     """The longest answer."""
-    doc_stride: Annotated[int, Field(ge=0)] = 128
+    doc_stride: Annotated[int, Field(ge=0, lt=2**31)] = 128
     """Tokens that neighbouring windows share: one value for all trials, whatever they train with,
     so that their losses and scores compare."""
     tokens: Literal["words", "characters"] = "words"
@@ -279,17 +279,17 @@ class Evaluation(Section):
     old_task: str | None = None
     """A corpus of a task that starts have learnt before; how much of it is forgotten is measured
     with every checkpoint."""
-    old_task_limit: Annotated[int, Field(ge=1)] | None = None
+    old_task_limit: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """At most so many of its questions, a random subset."""
 
 
 class StudyEvaluation(Evaluation):
     """How a study's trials are evaluated: each of them, and the best ones beside each other."""
 
-    seeds: Annotated[int, Field(ge=1)] = 1
+    seeds: Annotated[int, Field(ge=1, lt=2**31)] = 1
     """How often each of the best configurations is run, each time with another seed, before the
     winner is named by the highest mean; the budget's last trials are theirs."""
-    finalists: Annotated[int, Field(ge=1)] = 3
+    finalists: Annotated[int, Field(ge=1, lt=2**31)] = 3
     """How many configurations that are, where ``seeds`` is above 1."""
 
 
@@ -311,9 +311,9 @@ def check_forgetting(study: Study, constraints: Constraints, evaluation: Evaluat
 class Budget(Section):
     """What all workers together may spend: whichever runs out first."""
 
-    trials: Annotated[int, Field(ge=1)] | None = None
+    trials: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Finished trials, complete or pruned."""
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Epochs of all trials together."""
     hours: Annotated[float, Field(gt=0)] | None = None
     """Hours of the clock since the first trial began."""
@@ -330,7 +330,7 @@ class Artifacts(Section):
 
     folder: Annotated[str, Field(min_length=1)] = "storage/artifacts"
     """A folder that all workers see, or ``s3://BUCKET/PREFIX``."""
-    keep: Annotated[int, Field(ge=1)] = 5
+    keep: Annotated[int, Field(ge=1, lt=2**31)] = 5
     """How many trials' checkpoints stay, the best ones; the others' are collected."""
 
     @property

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -183,7 +184,7 @@ def test_dropout(base: Path) -> None:
 
 
 def test_a_model_without_dropout(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qa_hpo.finetune.models._DROPOUT_NAMES", ("resid_pdrop",))
+    monkeypatch.setattr("qa_hpo.finetune.models.DROPOUT_NAMES", ("resid_pdrop",))
     said = refused(load_model, base, dropout=0.2)
     assert said == "X: has no dropout that could be set to 0.2"
 
@@ -199,6 +200,25 @@ def test_the_fingerprint_is_that_of_the_content(base: Path, tiny: Path) -> None:
         assert checkpoint_fingerprint(str(base)) != print_
         (base / name).write_bytes(before)
     assert checkpoint_fingerprint("distilbert-base-uncased") == "distilbert-base-uncased"
+
+
+@pytest.mark.parametrize("dropout", [math.nan, -0.1, 1.5])
+def test_a_dropout_that_is_no_probability_is_refused(base: Path, dropout: float) -> None:
+    configured(base, hidden_dropout_prob=dropout)
+    for load in (load_model, parameter_count):
+        with pytest.raises(
+            CheckpointError, match=r"hidden_dropout_prob in its config.json is .*, not"
+        ):
+            load(str(base))
+
+
+def test_a_tokenizer_that_fails_on_unknown_words_is_refused(base: Path) -> None:
+    path = base / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"]["unk_token"] = "[NOWHERE]"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="its tokenizer fails on what it does not know: "):
+        load_tokenizer(str(base))
 
 
 @pytest.mark.parametrize(

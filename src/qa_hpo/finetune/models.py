@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     AutoModelForQuestionAnswering,
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from qa_hpo.errors import CheckpointError, OutOfMemoryError, WindowError
+from qa_hpo.finetune.config_checks import DROPOUT_NAMES, check_dropout, check_layers
 from qa_hpo.finetune.families import (
     adapt_model,
     check_family,
@@ -48,18 +48,8 @@ __all__ = [
 _NO_MODEL = "cannot be loaded as a question-answering model"
 # Labels are of classifiers, of which some know tens of thousands.
 _MOST_LABELS = 1_000_000
-# Built in no time, whatever the weights are.
-_FEW_LAYERS = 100
-
-# What the model families call the dropout of hidden states and of attention weights.
-_DROPOUT_NAMES = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "dropout",
-    "attention_dropout",
-    "mlp_dropout",
-    "embedding_dropout",
-)
+# A letter that one manuscript of the 15th century has, the multiocular O: no vocabulary has it.
+_UNKNOWN = "\ua66e"
 
 
 def quiet() -> None:
@@ -105,6 +95,7 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         )
     _check_template(tokenizer, checkpoint)
     check_tokenizer(tokenizer)
+    _check_unknown(tokenizer, checkpoint)
     settle_token_types(tokenizer, read_config(checkpoint))
     return tokenizer
 
@@ -157,7 +148,8 @@ def load_model(
     checkpoint = folder_of(checkpoint)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        _check_layers(config, checkpoint)
+        check_layers(config, checkpoint)
+        check_dropout(config, checkpoint)
         if dropout is not None:
             _set_dropout(config, checkpoint, dropout)
         with telling_of_memory(checkpoint, "the model"), warnings.catch_warnings():
@@ -200,7 +192,8 @@ def parameter_count(checkpoint: str) -> int:
     config = read_config(checkpoint)
     checkpoint = folder_of(checkpoint)
     try:
-        _check_layers(config, checkpoint)
+        check_layers(config, checkpoint)
+        check_dropout(config, checkpoint)
         with torch.device("meta"):
             model = AutoModelForQuestionAnswering.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except CheckpointError:
@@ -264,7 +257,7 @@ def check_windows(windows: Windows, config: Any, checkpoint: str) -> None:
 
 def _set_dropout(config: Any, checkpoint: str, dropout: float) -> None:
     # Some configurations say 0 where they mean 0.0.
-    given = {name: getattr(config, name, None) for name in _DROPOUT_NAMES}
+    given = {name: getattr(config, name, None) for name in DROPOUT_NAMES}
     names = [name for name, value in given.items() if type(value) in {int, float}]
     if not names:
         raise CheckpointError(f"{checkpoint}: has no dropout that could be set to {dropout}")
@@ -364,25 +357,18 @@ def _check_labels(folder: Path) -> None:
         )
 
 
-def _check_layers(config: Any, checkpoint: str) -> None:
-    """Check that a model has no more layers than weights: each is built before any is loaded.
+def _check_unknown(tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
+    """Check that a tokenizer has a token for what it does not know, or needs none.
 
     Raises:
-        CheckpointError: It has.
+        CheckpointError: It has none, and would fail in the middle of a corpus.
     """
-    layers = getattr(config, "num_hidden_layers", None)
-    files = sorted(Path(checkpoint).glob("*.safetensors")) if Path(checkpoint).is_dir() else []
-    if not isinstance(layers, int) or layers <= _FEW_LAYERS or not files:
-        return
-    tensors = 0
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            tensors += len(opened.keys())
-    if layers > tensors:
+    try:
+        tokenizer(_UNKNOWN)
+    except Exception as error:  # noqa: BLE001  (the Rust library raises nothing more special)
         raise CheckpointError(
-            f"{checkpoint}: its config.json has {layers} layers (num_hidden_layers), and its "
-            f"weights are {tensors} tensors"
-        )
+            f"{checkpoint}: its tokenizer fails on what it does not know: {_why(error)}"
+        ) from None
 
 
 def _why(error: BaseException) -> str:

@@ -24,7 +24,15 @@ from qa_hpo.validation import reason
 
 __all__ = ["check_exported", "check_study_attributes", "check_trials", "telling_of_damage"]
 
-Number = float | int | None
+
+def _representable(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ValueError("is too large") from None
+
+
+Number = Annotated[float | int, AfterValidator(_representable)] | None
 
 
 def _moment(text: str) -> str:
