@@ -93,9 +93,9 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{checkpoint}: its tokenizer's model_max_length is {limit!r}, not a number above 0"
         )
+    _check_unknown(tokenizer, checkpoint)
     _check_template(tokenizer, checkpoint)
     check_tokenizer(tokenizer)
-    _check_unknown(tokenizer, checkpoint)
     settle_token_types(tokenizer, read_config(checkpoint))
     return tokenizer
 
