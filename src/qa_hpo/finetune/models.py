@@ -93,8 +93,8 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{checkpoint}: its tokenizer's model_max_length is {limit!r}, not a number above 0"
         )
-    _check_unknown(tokenizer, checkpoint)
     _check_template(tokenizer, checkpoint)
+    _check_unknown(tokenizer, checkpoint)
     check_tokenizer(tokenizer)
     settle_token_types(tokenizer, read_config(checkpoint))
     return tokenizer
