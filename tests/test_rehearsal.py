@@ -58,13 +58,14 @@ epochs = 12
 def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file and folder; of a file, when it was changed and what it holds.
 
-    Not when a folder was changed: SQLite's side files come and go with whoever reads.
+    Not when a folder was changed, nor SQLite's side files, which come and go with whoever reads.
     """
     return {
         str(path.relative_to(folder)): (
             (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else (0, b"")
         )
         for path in folder.rglob("*")
+        if not path.name.endswith(("-shm", "-wal"))
     }
 
 
