@@ -1,21 +1,26 @@
 """The same search by ours and by transformers' `Trainer.hyperparameter_search`.
 
-Both sides get the same questions, start, space and number of trials. The time is that of a whole
-search, from the questions' files to the end of the last trial; the quality is that of the trial
-that a search ends with, on the same validation questions.
+Both sides get the same questions, start, space and number of trials, and each search a process of
+its own, as its user starts it. The time is that of a whole search, from the questions' files to the
+end of the last trial; the quality is that of the trial that a search ends with, on the same
+validation questions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import resource
 import statistics
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +45,7 @@ from bench.report import Finding, machine, table
 from bench.timing import Comparison, Stopwatch, alternate
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Evaluation, StudyFile
+from qa_hpo.finetune.allocator import keep_freed_memory
 from qa_hpo.finetune.evaluation import forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision
 from qa_hpo.finetune.inputs import Inputs, ValidationSet
@@ -53,7 +59,7 @@ from qa_hpo.search.storage import open_storage
 from qa_hpo.search.study import create_study
 from qa_hpo.search.trials import epoch_records
 from qa_hpo.sections import Runtime
-from qa_hpo.squad import answer_tokens, scoring
+from qa_hpo.squad import scoring
 from qa_hpo.squad.corpus import load_corpus
 from qa_hpo.workers.worker import work
 
@@ -62,7 +68,7 @@ __all__ = ["run"]
 # Enough batches for the grouping by length to have the effect that it has on a whole corpus, and a
 # validation set no greater a part of it all than in most (in SQuAD 2.0 it is a twelfth).
 TRAIN = 600
-VALIDATION = 100
+VALIDATION = 60
 TRIALS = 8
 WARM_UP = 12
 BATCH = 16
@@ -70,9 +76,9 @@ SPACE: dict[str, dict[str, Any]] = {
     "learning_rate": {"low": 5e-5, "high": 5e-4, "log": True},
     "weight_decay": {"low": 0.0, "high": 0.1},
 }
-EPOCHS = 2
-"""As BERT's authors trained on SQuAD 2.0. All of them in every trial, with no pruner on either
-side: what a pruner saves is luck in so few trials, and the sides are to have as much to do."""
+EPOCHS = 1
+"""All of them in every trial, with no pruner on either side: what a pruner saves is luck in so few
+trials, and the sides are to have as much to do."""
 RESAMPLES = 2000
 PACKAGES = ("qa_hpo", "torch", "transformers", "optuna", "datasets")
 
@@ -142,26 +148,21 @@ class Outcome:
         epochs: that all of them trained.
         best: what the search itself says of its best trial, its best F1 in percent.
         f1: (questions,) of that trial's answers at its tuned threshold, in percent.
+        peak_mib: the most memory that its process held at once, until the search was done.
     """
 
     trials: int
     epochs: int
     best: float
     f1: Floats
+    peak_mib: float
 
 
 class Side(ABC):
-    """One of the two sides; each of its searches takes the next seed."""
+    """One of the two sides, in the process of one search."""
 
     def __init__(self, bout: Bout) -> None:
         self.bout = bout
-        self.outcomes: list[Outcome] = []
-
-    def __call__(self, watch: Stopwatch) -> None:
-        answer_tokens._word_tokens.cache_clear()  # a new process has no gold answers in it
-        with tempfile.TemporaryDirectory(dir=self.bout.scratch) as folder:
-            seed = len(self.outcomes) + 1
-            self.outcomes.append(self.search(seed, Path(folder), watch))
 
     @abstractmethod
     def search(self, seed: int, folder: Path, watch: Stopwatch) -> Outcome:
@@ -226,6 +227,7 @@ class Theirs(Side):
                 sampler=TPESampler(seed=seed),
                 pruner=NopPruner(),
             )
+        peak_mib = _peak_mib()
         assert watched.study is not None
         assert isinstance(best, BestRun)
         states = [trial.state for trial in watched.study.get_trials(deepcopy=False)]
@@ -238,6 +240,7 @@ class Theirs(Side):
             epochs=sum(len(epochs) for epochs in watched.answers),
             best=float(cast("float", best.objective)),
             f1=self.tuned_f1(list(texts), np.array(margins)),
+            peak_mib=peak_mib,
         )
 
     def _features(self) -> Features:
@@ -269,6 +272,12 @@ class Theirs(Side):
 class Ours(Side):
     """What `qa-hpo run` does with one worker, but that the worker is this process."""
 
+    def __init__(self, bout: Bout) -> None:
+        super().__init__(bout)
+        # As the program does when it starts.
+        keep_freed_memory()
+        gc.freeze()
+
     def search(self, seed: int, folder: Path, watch: Stopwatch) -> Outcome:
         file = study_file(self.bout.material, self.bout.trials, folder, seed)
         url = f"sqlite:///{folder / 'study.db'}"
@@ -280,12 +289,12 @@ class Ours(Side):
                 storage = open_storage(url, create=True)
                 joined = create_study(file, storage, fingerprints=fingerprints(file, inputs))
                 work(file.study.name, url, cpu_threads=self.bout.threads)
-            return self._outcome(joined)
+            return self._outcome(joined, _peak_mib())
         finally:
             if storage is not None:
                 storage.close()
 
-    def _outcome(self, joined: JoinedStudy) -> Outcome:
+    def _outcome(self, joined: JoinedStudy, peak_mib: float) -> Outcome:
         trials = joined.optuna_study.get_trials(deepcopy=False)
         states = [trial.state for trial in trials]
         with exported_trial(joined, None) as exported:
@@ -295,6 +304,7 @@ class Ours(Side):
             epochs=sum(len(epoch_records(trial)) for trial in trials),
             best=exported.best.metrics["best_f1"],
             f1=f1,
+            peak_mib=peak_mib,
         )
 
     def _measured(self, checkpoint: Path) -> Floats:
@@ -326,6 +336,71 @@ def _cache_in(folder: Path) -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+
+
+# ---------------------------------------------------------------------------- their processes
+
+
+class Apart:
+    """Searches of one side, each in a new process; each takes the next seed.
+
+    Args:
+        side: the side.
+        material: questions and start.
+        trials: of each search.
+        threads: of torch.
+        scratch: where whatever is written goes.
+    """
+
+    def __init__(
+        self, side: type[Side], material: TrainingMaterial, trials: int, threads: int, scratch: Path
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self._searched = partial(_searched, side, material, trials, threads, scratch)
+
+    def __call__(self, watch: Stopwatch) -> None:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            seed = len(self.outcomes) + 1
+            outcome, timed = process.submit(self._searched, seed).result()
+        self.outcomes.append(outcome)
+        watch.wall, watch.cpu = timed.wall, timed.cpu
+        print(
+            f"  seed {seed}: {self._searched.args[0].__name__.lower()} took {watch.total:.1f} s "
+            f"(CPU time {watch.cpu:.1f} s), best F1 {outcome.best:.2f}, "
+            f"peak {outcome.peak_mib:,.0f} MiB",
+            flush=True,
+        )
+
+
+def _searched(
+    side: type[Side],
+    material: TrainingMaterial,
+    trials: int,
+    threads: int,
+    scratch: Path,
+    seed: int,
+) -> tuple[Outcome, Stopwatch]:
+    """Search with a seed, in this process."""
+    few = replace(
+        material,
+        train_limit=min(WARM_UP, material.train_limit),
+        validation_limit=min(WARM_UP, material.validation_limit),
+    )
+    with _quiet_with_threads(threads):
+        # What libraries load and set up at their first use is no part of a search.
+        warm_up = side(prepare(few, 1, threads, scratch))
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            warm_up.search(seed, Path(folder), Stopwatch())
+        timed = side(prepare(material, trials, threads, scratch))
+        watch = Stopwatch()
+        gc.collect()
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            return timed.search(seed, Path(folder), watch), watch
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 # ---------------------------------------------------------------------------- the difference
@@ -408,20 +483,14 @@ def run(
 
 
 def compete(material: TrainingMaterial, pairs: int, trials: int, threads: int) -> Contest:
-    few = replace(
-        material,
-        train_limit=min(WARM_UP, material.train_limit),
-        validation_limit=min(WARM_UP, material.validation_limit),
-    )
     with (
         tempfile.TemporaryDirectory(prefix="qa_hpo-bench-") as scratch,
         _quiet_with_threads(threads),
     ):
-        # What libraries load and set up at their first use is no part of a search.
-        warm_up = prepare(few, 1, threads, Path(scratch))
-        alternate(Theirs(warm_up), Ours(warm_up), 1)
         bout = prepare(material, trials, threads, Path(scratch))
-        theirs, ours = Theirs(bout), Ours(bout)
+        theirs, ours = (
+            Apart(side, material, trials, threads, Path(scratch)) for side in (Theirs, Ours)
+        )
         comparison = alternate(theirs, ours, pairs)
     return Contest(bout, comparison, theirs.outcomes, ours.outcomes)
 
@@ -446,6 +515,10 @@ def _finding(contest: Contest) -> Finding:
         "best_f1_difference": round(pooled.mean, 2),
         "best_f1_interval": [round(pooled.low, 2), round(pooled.high, 2)],
     }
+    peaks = [
+        statistics.median(outcome.peak_mib for outcome in side)
+        for side in (contest.theirs, contest.ours)
+    ]
     real = bout.validation.windows.lengths.mean() / bout.material.max_length
     with_model = fields["median"] * (bout.trials + 1) / bout.trials
     body = f"""## search_vs_trainer
@@ -456,12 +529,14 @@ and whether the model that it ends with is as good.
 
 {_setting(bout)}
 - Timed: wall-clock time from the questions' files over the windows, which each search makes once,
-  to the end of the last trial; {len(contest.ours)} searches of each side, in turn, in one \
-process, after one
-  trial of each on {WARM_UP} questions. In pair k both sides take seed k: Trainer for all trials \
-alike, ours to
-  derive one for each. Other work may run on the machine: look at the ratios rather than the
-  seconds.
+  to the end of the last trial; {len(contest.ours)} searches of each side, in turn, each in a \
+process of its
+  own, in which one trial on {WARM_UP} questions goes before. In pair k both sides take seed k: \
+Trainer for
+  all trials alike, ours to derive one for each. Other work may run on the machine: look at the
+  ratios rather than the seconds.
+- Peak memory, of the process and until the search's end: Trainer {peaks[0]:,.0f} MiB, ours \
+{peaks[1]:,.0f} MiB (median)
 
 {_ratio_table(contest)}
 
@@ -489,8 +564,9 @@ the objective, reported to Optuna at each evaluation. Its study lies in memory, 
 sampler, here with a seed. No checkpoint is kept, so its user has to train the best trial again,
 which is not timed: with one trial more of the same length, ours would be {with_model:.2f}x as fast
 to a model. Ours is `qa-hpo run` with one worker, which here is the same process: preflight,
-a study in SQLite, checkpoints and resume states on disk. Neither sampler models anything before 10
-trials are done; until then both draw at random."""
+a study in SQLite, checkpoints and resume states on disk; as every worker on a CPU it keeps the
+memory that it frees, which takes time to be asked for again. Neither sampler models anything before
+10 trials are done; until then both draw at random."""
     return Finding(fields, body)
 
 
@@ -506,7 +582,7 @@ def _setting(bout: Bout) -> str:
 {machine(PACKAGES)}
 - Both sides: on {device} in {precision}, torch threads: {bout.threads}; {bout.trials} trials; \
 learning rate
-  {rate["low"]:g} to {rate["high"]:g} (log), {EPOCHS} epochs, \
+  {rate["low"]:g} to {rate["high"]:g} (log), {EPOCHS} epoch{"s" if EPOCHS > 1 else ""}, \
 weight decay {decay["low"]:g} to {decay["high"]:g}; batches of {BATCH} (in
   evaluation, ours takes {Runtime().eval_batch_size}), a linear schedule without warmup, \
 gradients clipped to 1.0, the

@@ -8,7 +8,6 @@ windows) is there on both sides before anything is timed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import shutil
@@ -33,6 +32,7 @@ from bench.timing import Comparison, Stopwatch, alternate, part_medians
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Data, Evaluation, Parameters, Run, RunConfig, Runtime
 from qa_hpo.finetune import memory, trainer, training
+from qa_hpo.finetune.allocator import give_back_freed_memory
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.evaluation import forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision
@@ -198,12 +198,6 @@ def _replaced(owner: Any, name: str, wrap: Callable[..., Any]) -> Iterator[None]
             setattr(owner, name, before)
 
 
-def _give_back_memory() -> None:
-    """Return to the system what an earlier run freed, so that it is no part of the next's peak."""
-    with contextlib.suppress(OSError, AttributeError):  # not everywhere glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 # ---------------------------------------------------------------------------- the two sides
 
 
@@ -296,7 +290,7 @@ class Side(ABC):
 
     def __call__(self, watch: Stopwatch) -> None:
         seed, meter = len(self.trials) + 1, Meter()
-        _give_back_memory()
+        give_back_freed_memory()  # what an earlier run freed is no part of this one's peak
         with tempfile.TemporaryDirectory(dir=self.bout.scratch) as folder:
             peak = PeakMemory()
             with attached(meter):

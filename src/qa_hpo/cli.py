@@ -224,6 +224,7 @@ def check(
     """
     file = load_study_file(study)  # its mistakes are told before what takes seconds to import
     from qa_hpo.checking import forecast
+    from qa_hpo.finetune.allocator import keep_freed_memory
     from qa_hpo.finetune.inputs import Inputs
     from qa_hpo.paths import CachePaths
     from qa_hpo.printing import print_preflight
@@ -234,6 +235,7 @@ def check(
     from qa_hpo.workers.options import launch_options
 
     options = launch_options("local", workers, workers_per_device, busy=True)
+    keep_freed_memory()  # as the workers, whose steps these are to foresee
     inputs = Inputs(CachePaths())
     found = examine(file, inputs, probe=False)
     if not as_json:
@@ -342,8 +344,10 @@ def worker(
 
     [bold]Example:[/] qa-hpo worker --storage sqlite:///storage/qa_hpo.db --study demo
     """
+    from qa_hpo.finetune.allocator import keep_freed_memory
     from qa_hpo.workers.worker import work
 
+    keep_freed_memory()
     # After every trial its memory is collected. What has been imported is no garbage, and looking
     # through it again and again would take longer than all else that surrounds a small trial.
     gc.freeze()
@@ -362,8 +366,10 @@ def train(
 
     [bold]Example:[/] qa-hpo train storage/demo-winner/qa_hpo.toml storage/again
     """
+    from qa_hpo.finetune.allocator import keep_freed_memory
     from qa_hpo.running import train_once
 
+    keep_freed_memory()
     train_once(config, out, force=force)
 
 

@@ -369,3 +369,30 @@ def test_a_start_that_has_gone(objective: Any, tiny: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         some.run(asked)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_what_a_trial_freed_is_kept_for_one_that_needs_as_much(
+    objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        "qa_hpo.search.objective.give_back_freed_memory", lambda: given_back.append(len(sizes))
+    )
+    some = objective(
+        data={"train_limit": 8},
+        search={
+            "learning_rate": {"low": 1e-4, "high": 1e-3},
+            "batch_size": {"choices": [4, 8]},
+            "epochs": {"value": 1},
+        },
+        study={"seed": 5},
+    )
+    for _ in range(6):
+        asked = take(some)
+        sizes.append(asked.parameters.batch_size)
+        some.run(asked)
+    before = [None, *sizes[:-1]]
+    changes = [n for n, size in enumerate(sizes, start=1) if size != before[n - 1]]
+    assert given_back == changes
+    assert 1 < len(changes) < 6  # there was something to tell apart

@@ -102,8 +102,8 @@ class PeakMemory:
     """The most memory at once since this object was made.
 
     On a GPU that is what torch had allocated on it; else what the process held of the host's
-    memory, code and data included. Where the system does not count anew (other than Linux), the
-    latter is since the process began.
+    memory, code and data included, and so what it had freed and kept before. Where the system does
+    not count anew (other than Linux), the latter is since the process began.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from qa_hpo.config import Run, RunConfig, Runtime
+from qa_hpo.config import Parameters, Run, RunConfig, Runtime
+from qa_hpo.finetune.allocator import give_back_freed_memory
 from qa_hpo.finetune.records import EpochRecord, Look, best_record
 from qa_hpo.finetune.run import Inputs, Starts, fine_tune
 from qa_hpo.paths import RunPaths, scratch_folder
@@ -48,6 +49,13 @@ def _no_more(answered: Answered) -> dict[str, Any]:
     return {}
 
 
+def _memory_needs(parameters: Parameters) -> tuple[object, ...]:
+    """Return what decides how much memory a trial of a study takes."""
+    retention = parameters.retention
+    drops = parameters.dropout != 0.0
+    return parameters.start, parameters.batch_size, retention.method, retention.rank, drops
+
+
 class Objective:
     """Runs trials of a study, one after the other.
 
@@ -81,6 +89,7 @@ class Objective:
         self.whole = whole
         self.rules = StoppingRules(joined)
         self.store = open_store(joined.file.artifacts.folder)
+        self._needed: tuple[object, ...] | None = None
 
     def run(self, asked: Asked) -> str | None:
         """Run a trial to its end and finish it in the storage, or let it wait at a rung.
@@ -119,6 +128,12 @@ class Objective:
         )
         self.doing(asked, "training")
         teller.keeper.restore()
+        # What the last trial's run freed is of use to one that needs as much; it would count in the
+        # peak of one that needs less.
+        needs = _memory_needs(config.parameters)
+        if needs != self._needed:
+            give_back_freed_memory()
+        self._needed = needs
         tuned = fine_tune(
             config,
             teller.keeper.paths.folder,

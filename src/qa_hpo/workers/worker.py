@@ -23,6 +23,7 @@ from qa_hpo.errors import (
     UnreachableError,
     WorkError,
 )
+from qa_hpo.finetune.allocator import give_back_freed_memory
 from qa_hpo.finetune.preflight import fingerprints
 from qa_hpo.finetune.run import Inputs
 from qa_hpo.paths import CachePaths
@@ -210,6 +211,7 @@ class _Worker:
                     self._publish(None)
                     _logger.info("the budget is spent: %s", answer.cause)
                     return answer
+                give_back_freed_memory()  # for as long as it is of no use here
                 time.sleep(_WAIT_S)
 
     def _run(self, asked: Asked) -> None:
