@@ -275,7 +275,8 @@ class Ours(Side):
     def __init__(self, bout: Bout) -> None:
         super().__init__(bout)
         # As the program does when it starts.
-        keep_freed_memory()
+        if best_device() == "cpu":
+            keep_freed_memory()
         gc.freeze()
 
     def search(self, seed: int, folder: Path, watch: Stopwatch) -> Outcome:

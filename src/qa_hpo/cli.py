@@ -235,12 +235,13 @@ def check(
     from qa_hpo.workers.options import launch_options
 
     options = launch_options("local", workers, workers_per_device, busy=True)
-    keep_freed_memory()  # as the workers, whose steps these are to foresee
     inputs = Inputs(CachePaths())
     found = examine(file, inputs, probe=False)
     if not as_json:
         print_preflight(found.corpora, found.starts)
     where = places(options.count, options.per_device, busy=True)
+    if where[0].device == "cpu":
+        keep_freed_memory()  # as the workers, whose steps are to be foreseen
     costs = forecast(file, found, inputs, where, timed=timing, per_device=options.per_device)
     open_store(file.artifacts.folder).check()  # last of all, since it makes the folder
     if as_json:
@@ -345,9 +346,11 @@ def worker(
     [bold]Example:[/] qa-hpo worker --storage sqlite:///storage/qa_hpo.db --study demo
     """
     from qa_hpo.finetune.allocator import keep_freed_memory
+    from qa_hpo.finetune.hardware import best_device
     from qa_hpo.workers.worker import work
 
-    keep_freed_memory()
+    if best_device() == "cpu":
+        keep_freed_memory()
     # After every trial its memory is collected. What has been imported is no garbage, and looking
     # through it again and again would take longer than all else that surrounds a small trial.
     gc.freeze()
@@ -367,9 +370,11 @@ def train(
     [bold]Example:[/] qa-hpo train storage/demo-winner/qa_hpo.toml storage/again
     """
     from qa_hpo.finetune.allocator import keep_freed_memory
+    from qa_hpo.finetune.hardware import best_device
     from qa_hpo.running import train_once
 
-    keep_freed_memory()
+    if best_device() == "cpu":
+        keep_freed_memory()
     train_once(config, out, force=force)
 
 

@@ -9,8 +9,6 @@ import contextlib
 import ctypes
 import os
 
-import torch
-
 __all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 # Parameters of glibc's mallopt(3), and what a user sets who knows better.
@@ -25,16 +23,14 @@ def keep_freed_memory() -> bool:
 
     That holds for the whole process and for as long as it lives, so it is for programs to choose
     and not for libraries. What is kept lies in pieces, so a run's peak is higher, by up to a fifth
-    in the benchmarks' trials. Nothing happens with a GPU, which computes in its own memory; where
-    malloc is not glibc's; or where the environment has settings of it (``MALLOC_…_``,
-    ``GLIBC_TUNABLES``).
+    in the benchmarks' trials; with a GPU, which computes in its own memory, it brings nothing.
+    Nothing happens where malloc is not glibc's, or where the environment has settings of it
+    (``MALLOC_…_``, ``GLIBC_TUNABLES``).
 
     Returns:
         Whether it does so from here on.
     """
     variable, tunables = _TUNABLES
-    if torch.cuda.is_available():
-        return False
     if any(name in os.environ for name in _SETTINGS) or tunables in os.environ.get(variable, ""):
         return False
     with contextlib.suppress(OSError, AttributeError):
