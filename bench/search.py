@@ -392,9 +392,9 @@ def _searched(
         warm_up = side(prepare(few, 1, threads, scratch))
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             warm_up.search(seed, Path(folder), Stopwatch())
+        gc.collect()
         timed = side(prepare(material, trials, threads, scratch))
         watch = Stopwatch()
-        gc.collect()
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             return timed.search(seed, Path(folder), watch), watch
 

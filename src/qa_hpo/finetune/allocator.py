@@ -15,7 +15,6 @@ __all__ = ["give_back_freed_memory", "keep_freed_memory"]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST = 2**31 - 1
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
-_TUNABLES = ("GLIBC_TUNABLES", "glibc.malloc")
 
 
 def keep_freed_memory() -> bool:
@@ -30,8 +29,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does so from here on.
     """
-    variable, tunables = _TUNABLES
-    if any(name in os.environ for name in _SETTINGS) or tunables in os.environ.get(variable, ""):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(name in os.environ for name in _SETTINGS) or "glibc.malloc" in tunables:
         return False
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
