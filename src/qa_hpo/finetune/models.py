@@ -25,6 +25,7 @@ from qa_hpo.finetune.families import (
     position_limit,
     settle_token_types,
 )
+from qa_hpo.finetune.linear import multiplies_at_half_width, use_quick_linear
 from qa_hpo.finetune.memory import telling_of_memory
 from qa_hpo.hub import check_no_adapter, commit_of, snapshot
 from qa_hpo.paths import read_json
@@ -180,6 +181,8 @@ def load_model(
             f"{', '.join(lacking[:3])})"
         )
     adapt_model(model)
+    if multiplies_at_half_width():
+        use_quick_linear(model)
     return model  # type: ignore[no-any-return]
 
 
