@@ -42,10 +42,9 @@ from transformers.trainer_utils import BestRun
 from bench import notebook
 from bench.notebook_trainer import Features, load, make_features, training_arguments
 from bench.report import Finding, machine, table
-from bench.timing import Comparison, Stopwatch, alternate
+from bench.timing import Comparison, Stopwatch, alternate, begin_as_a_worker
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Evaluation, StudyFile
-from qa_hpo.finetune.allocator import keep_freed_memory
 from qa_hpo.finetune.evaluation import forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision
 from qa_hpo.finetune.inputs import Inputs, ValidationSet
@@ -274,10 +273,7 @@ class Ours(Side):
 
     def __init__(self, bout: Bout) -> None:
         super().__init__(bout)
-        # As the program does when it starts.
-        if best_device() == "cpu":
-            keep_freed_memory()
-        gc.freeze()
+        begin_as_a_worker()
 
     def search(self, seed: int, folder: Path, watch: Stopwatch) -> Outcome:
         file = study_file(self.bout.material, self.bout.trials, folder, seed)

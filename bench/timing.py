@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from qa_hpo.finetune.allocator import keep_freed_memory
+from qa_hpo.finetune.hardware import best_device
+
 
 @dataclass
 class Stopwatch:
@@ -83,6 +86,13 @@ def alternate(baseline: Side, ours: Side, pairs: int) -> Comparison:
             side(watch)
             kept.append(watch)
     return Comparison(*runs)
+
+
+def begin_as_a_worker() -> None:
+    """Do to this process what the program does at a worker's start, for as long as it lives."""
+    if best_device() == "cpu":
+        keep_freed_memory()
+    gc.freeze()
 
 
 def part_medians(runs: list[Stopwatch]) -> dict[str, float]:

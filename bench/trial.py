@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
-import shutil
 import statistics
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -28,11 +30,10 @@ from transformers import PreTrainedModel
 from bench import notebook_trainer
 from bench.notebook_trainer import Features, make_features, run_notebook, training_arguments
 from bench.report import Finding, machine, table
-from bench.timing import Comparison, Stopwatch, alternate, part_medians
+from bench.timing import Comparison, Stopwatch, alternate, begin_as_a_worker, part_medians
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Data, Evaluation, Parameters, Run, RunConfig, Runtime
 from qa_hpo.finetune import memory, trainer, training
-from qa_hpo.finetune.allocator import give_back_freed_memory
 from qa_hpo.finetune.batching import WindowCollator
 from qa_hpo.finetune.evaluation import forward_pass
 from qa_hpo.finetune.hardware import best_device, lower_precision
@@ -76,8 +77,12 @@ class Meter:
         self.peak_mib = 0.0
         self._open: str | None = None
         self._since = 0.0
-        self._real: list[torch.Tensor] = []
+        self._real: list[torch.Tensor | int] = []
         self._all = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: counts that are numbers, not tensors on a device."""
+        return vars(self) | {"_real": [int(count) for count in self._real]}
 
     @property
     def real_token_share(self) -> float:
@@ -282,21 +287,21 @@ def _config(material: TrainingMaterial, *, seed: int, threads: int) -> RunConfig
 
 
 class Side(ABC):
-    """One of the two sides; each of its runs takes the next seed."""
+    """One of the two sides, in the process of its trials."""
 
     def __init__(self, bout: Bout) -> None:
         self.bout = bout
-        self.trials: list[Trial] = []
 
-    def __call__(self, watch: Stopwatch) -> None:
-        seed, meter = len(self.trials) + 1, Meter()
-        give_back_freed_memory()  # what an earlier run freed is no part of this one's peak
+    def trial(self, seed: int, watch: Stopwatch) -> Trial:
+        """Run and time a trial, then see what it gave."""
+        meter = Meter()
+        gc.collect()  # no trial pays for what an earlier one left behind
         with tempfile.TemporaryDirectory(dir=self.bout.scratch) as folder:
             peak = PeakMemory()
             with attached(meter):
                 outcome = self.run(seed, Path(folder), watch)
             meter.peak_mib = peak.mib()
-            self.trials.append(Trial(self.quality(outcome), meter))
+            return Trial(self.quality(outcome), meter)
 
     @abstractmethod
     def run(self, seed: int, folder: Path, watch: Stopwatch) -> Any:
@@ -339,6 +344,10 @@ class Notebook(Side):
 
 
 class Ours(Side):
+    def __init__(self, bout: Bout) -> None:
+        super().__init__(bout)
+        begin_as_a_worker()
+
     def run(self, seed: int, folder: Path, watch: Stopwatch) -> Any:
         bout = self.bout
         config = _config(bout.material, seed=seed, threads=bout.threads)
@@ -349,6 +358,62 @@ class Ours(Side):
         (record,) = outcome.records
         metrics = record.metrics
         return Quality(record.val_loss, metrics["HasAns_f1_no_null"], metrics["best_f1"])
+
+
+# ---------------------------------------------------------------------------- their processes
+
+
+class Apart:
+    """The trials of one side, in a process of their own; each takes the next seed.
+
+    Args:
+        side: the side.
+        material: start, corpora and lengths.
+        scratch: where whatever is written goes.
+        threads: with which torch computes.
+    """
+
+    def __init__(
+        self, side: type[Side], material: TrainingMaterial, scratch: Path, threads: int
+    ) -> None:
+        self.trials: list[Trial] = []
+        self._given = side, material, scratch, threads
+        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown(cancel_futures=True)
+
+    def __call__(self, watch: Stopwatch) -> None:
+        seed = len(self.trials) + 1
+        trial, timed = self._process.submit(_trial, seed, *self._given).result()
+        self.trials.append(trial)
+        watch.wall, watch.cpu = timed.wall, timed.cpu
+
+
+def _trial(
+    seed: int, side: type[Side], material: TrainingMaterial, scratch: Path, threads: int
+) -> tuple[Trial, Stopwatch]:
+    """Run a trial in this process."""
+    watch = Stopwatch()
+    return _warm(side, material, scratch, threads).trial(seed, watch), watch
+
+
+@functools.cache
+def _warm(side: type[Side], material: TrainingMaterial, scratch: Path, threads: int) -> Side:
+    """Return a side that has everything to begin with, as that of the process' earlier trials."""
+    quiet()
+    torch.set_num_threads(threads)
+    few = replace(
+        material,
+        train_limit=min(WARM_UP_QUESTIONS, material.train_limit),
+        validation_limit=min(WARM_UP_QUESTIONS, material.validation_limit),
+    )
+    # What libraries load and set up at their first use is no part of a trial.
+    side(prepare(few, scratch, threads)).trial(0, Stopwatch())
+    return side(prepare(material, scratch, threads))
 
 
 # ---------------------------------------------------------------------------- the benchmark
@@ -405,29 +470,18 @@ def compete(
     material: TrainingMaterial, pairs: int, threads: int, *, alone: bool = False
 ) -> Contest:
     """Let both sides run in turn, or ours alone."""
-    quiet()
-    few = replace(
-        material,
-        train_limit=min(WARM_UP_QUESTIONS, material.train_limit),
-        validation_limit=min(WARM_UP_QUESTIONS, material.validation_limit),
-    )
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    scratch = Path(tempfile.mkdtemp(prefix="qa_hpo-bench-"))
-    try:
-        # What libraries load and set up at their first use is no part of a trial.
-        warm_up = prepare(few, scratch, threads)
-        alternate(Notebook(warm_up), Ours(warm_up), 1)
-        bout = prepare(material, scratch, threads)
-        notebook, ours = Notebook(bout), Ours(bout)
+    with (
+        tempfile.TemporaryDirectory(prefix="qa_hpo-bench-") as folder,
+        Apart(Notebook, material, Path(folder), threads) as notebook,
+        Apart(Ours, material, Path(folder), threads) as ours,
+    ):
+        quiet()
+        bout = prepare(material, Path(folder), threads)
         comparison = _by_itself(ours, pairs) if alone else alternate(notebook, ours, pairs)
-    finally:
-        torch.set_num_threads(threads_before)
-        shutil.rmtree(scratch)
     return Contest(bout, comparison, notebook.trials, ours.trials)
 
 
-def _by_itself(ours: Side, runs: int) -> Comparison:
+def _by_itself(ours: Apart, runs: int) -> Comparison:
     watches = [Stopwatch() for _ in range(runs)]
     for watch in watches:
         ours(watch)
@@ -476,10 +530,10 @@ How many times more trials ours does in an hour than the notebook's procedure: a
 model, trains it, evaluates it, takes answers and scores, and saves the checkpoint.
 
 {_setting(contest)}
-- Measured: {pairs} runs of each side, in turn, in one process, wall-clock time, after one run of
-  each on {WARM_UP_QUESTIONS} questions; pair k takes seed k on both sides, for the fresh head and
-  the order of the data. A pair's ratio is that of two neighbouring runs. Other work may run on the
-  machine: look at the ratios rather than the seconds.
+- Measured: {pairs} runs of each side, in turn, each side in a process of its own, wall-clock time,
+  after one run of each on {WARM_UP_QUESTIONS} questions; pair k takes seed k on both sides, for the
+  fresh head and the order of the data. A pair's ratio is that of two neighbouring runs. Other work
+  may run on the machine: look at the ratios rather than the seconds.
 
 {table(ratio_head, [ratios])}
 

@@ -226,7 +226,17 @@ def test_nothing_usable(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", ["data/none.json", "./none", "/no/such", "a/b/c", "none.jsonl", "~/none", "a b"]
+    "source",
+    [
+        "data/none.json",
+        "./none",
+        "/no/such",
+        "a/b/c",
+        "none.jsonl",
+        "~/none",
+        "~nobody-of-that-name/none.json",
+        "a b",
+    ],
 )
 def test_a_path_that_does_not_exist(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)

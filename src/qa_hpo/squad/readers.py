@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,10 @@ def describe(value: object) -> str:
     return words.get(type(value), type(value).__name__)
 
 
+def _path(source: str) -> Path:
+    return Path(os.path.expanduser(source))  # noqa: PTH111  (pathlib's fails for an unknown user)
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source that is no existing path can be meant as a hub id."""
     return bool(_HUB_ID.fullmatch(source)) and not _FILE_SUFFIX.search(source)
@@ -65,7 +70,7 @@ def is_hub_id(source: str) -> bool:
 def hub_dataset(source: str) -> str | None:
     """The id of the hub's repository that a source means, or None where it means a path."""
     try:
-        exists = Path(source).expanduser().exists()
+        exists = _path(source).exists()
     except OSError:  # a name too long, a folder that may not be entered
         return None
     return source.partition(":")[0] if is_hub_id(source) and not exists else None
@@ -78,7 +83,7 @@ def read_source(source: str, split: str, commit: str | None = None) -> Iterator[
         CorpusError: if the source is not there, cannot be read, or is not laid out as expected.
         WorkError: if the hub fails.
     """
-    path = Path(source).expanduser()
+    path = _path(source)
     try:
         # A link to nothing is meant as a file, not as a hub id.
         exists, is_folder = path.exists() or path.is_symlink(), path.is_dir()
