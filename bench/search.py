@@ -42,7 +42,13 @@ from transformers.trainer_utils import BestRun
 from bench import notebook
 from bench.notebook_trainer import Features, load, make_features, training_arguments
 from bench.report import Finding, machine, table
-from bench.timing import Comparison, Stopwatch, alternate, begin_as_a_worker
+from bench.timing import (
+    Comparison,
+    Stopwatch,
+    alternate,
+    begin_as_a_worker,
+    ways_of_a_worker,
+)
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Evaluation, StudyFile
 from qa_hpo.finetune.evaluation import forward_pass
@@ -561,9 +567,8 @@ the objective, reported to Optuna at each evaluation. Its study lies in memory, 
 sampler, here with a seed. No checkpoint is kept, so its user has to train the best trial again,
 which is not timed: with one trial more of the same length, ours would be {with_model:.2f}x as fast
 to a model. Ours is `qa-hpo run` with one worker, which here is the same process: preflight,
-a study in SQLite, checkpoints and resume states on disk; as every worker on a CPU it keeps the
-memory that it frees, which takes time to be asked for again. Neither sampler models anything before
-10 trials are done; until then both draw at random."""
+a study in SQLite, checkpoints and resume states on disk. Neither sampler models anything before 10
+trials are done; until then both draw at random."""
     return Finding(fields, body)
 
 
@@ -583,7 +588,8 @@ learning rate
 weight decay {decay["low"]:g} to {decay["high"]:g}; batches of {BATCH} (in
   evaluation, ours takes {Runtime().eval_batch_size}), a linear schedule without warmup, \
 gradients clipped to 1.0, the
-  checkpoint's own dropout"""
+  checkpoint's own dropout
+{ways_of_a_worker()}"""
 
 
 def _ratio_table(contest: Contest) -> str:

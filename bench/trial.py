@@ -30,7 +30,14 @@ from transformers import PreTrainedModel
 from bench import notebook_trainer
 from bench.notebook_trainer import Features, make_features, run_notebook, training_arguments
 from bench.report import Finding, machine, table
-from bench.timing import Comparison, Stopwatch, alternate, begin_as_a_worker, part_medians
+from bench.timing import (
+    Comparison,
+    Stopwatch,
+    alternate,
+    begin_as_a_worker,
+    part_medians,
+    ways_of_a_worker,
+)
 from bench.training_data import TrainingMaterial, training_material
 from qa_hpo.config import Data, Evaluation, Parameters, Run, RunConfig, Runtime
 from qa_hpo.finetune import memory, trainer, training
@@ -503,7 +510,8 @@ def _setting(contest: Contest) -> str:
 {BATCH}, learning
   rate {material.learning_rate:g} with a linear schedule and no warmup, weight decay \
 {WEIGHT_DECAY}, gradients clipped
-  to 1.0, the checkpoint's own dropout"""
+  to 1.0, the checkpoint's own dropout
+{ways_of_a_worker()}"""
 
 
 def _comparison(contest: Contest) -> Finding:
