@@ -37,6 +37,7 @@ _MESSAGES = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "could not create a primitive",
+    "could not execute a primitive",
     "Cannot allocate memory",
     "std::bad_alloc",
 )
