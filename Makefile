@@ -28,7 +28,7 @@ study: $(VENV)/.runtime
 test: $(VENV)/.dev lint
 	@sh scripts/chromium.sh
 	@$(BIN)/python scripts/real_data_note.py
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 ## test-wheel: the wheel in an environment of its own, without extras, and a small study with it
 test-wheel:

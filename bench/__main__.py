@@ -30,7 +30,7 @@ BY_NAME = {
 }
 FOLDER = Path(__file__).parent
 MIN_PAIRS = 3
-# Whose pairs are two whole searches of many trials, which take a third of an hour on two cores.
+# Whose pairs are two whole searches of many trials, which take half an hour on two cores.
 OF_MANY_TRIALS = {"search_vs_trainer"}
 # How costs grow is clearer without threads, and the soak's workers share the cores.
 ON_ONE_THREAD = {"growth", "soak", "search", "hostile"}
