@@ -15,17 +15,19 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 from bench.report import Finding, machine, table
 from qa_hpo.config import Runtime
+from qa_hpo.finetune.dropout import use_quick_dropout
 from qa_hpo.finetune.evaluation import span_loss
 from qa_hpo.finetune.hardware import best_device, lower_precision
+from qa_hpo.finetune.linear import multiplies_at_half_width, use_quick_linear
 
 __all__ = ["Shape", "run"]
 
 PACKAGES = ("qa_hpo", "torch", "transformers")
 # What an operation's name says about its purpose; the first that fits counts.
 KINDS = {
-    "matrix products": ("mm", "matmul", "linear", "gemm", "cutlass", "addmm", "bmm"),
+    "matrix products": ("mm", "convolution", "matmul", "linear", "gemm", "cutlass", "addmm", "bmm"),
     "attention": ("attention", "flash", "fmha"),
-    "dropout": ("dropout", "bernoulli"),
+    "dropout": ("dropout", "bernoulli", "random_"),
     "layer norm": ("layer_norm", "layernorm"),
     "activation": ("gelu",),
     "optimizer": ("adam", "foreach", "norm", "clip"),
@@ -105,6 +107,10 @@ def _training_step(shape: Shape, precision: torch.dtype) -> Callable[[], None]:
     device = best_device()
     model = BertForQuestionAnswering(config).to(device)
     model.train()
+    if device == "cpu":
+        use_quick_dropout(model)
+        if multiplies_at_half_width():
+            use_quick_linear(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ids = torch.randint(config.vocab_size, (shape.batch, shape.tokens), device=device)
     mask = torch.ones_like(ids)
@@ -124,12 +130,16 @@ def _training_step(shape: Shape, precision: torch.dtype) -> Callable[[], None]:
 
 
 def _product(square: int, precision: torch.dtype) -> Callable[[], None]:
-    left, right = (
-        torch.randn(square, square, device=best_device(), dtype=precision) for _ in range(2)
-    )
+    factor = torch.randn(1, square, square, device=best_device(), dtype=precision)
+
+    layer = torch.nn.Linear(square, square, bias=False, device=best_device(), dtype=precision)
+    if multiplies_at_half_width():
+        # The hardware's rate, and not that of the slower of torch's two libraries.
+        use_quick_linear(torch.nn.Sequential(layer))
 
     def product() -> None:
-        torch.mm(left, right)
+        with torch.no_grad():
+            layer(factor)
 
     return product
 

@@ -38,6 +38,8 @@ def test_a_run(tmp_path):
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32", "matrix products"),
         ("aten::_scaled_dot_product_flash_attention", "attention"),
         ("aten::bernoulli_", "dropout"),
+        ("aten::mkldnn_convolution", "matrix products"),
+        ("aten::random_", "dropout"),
         ("aten::_fused_adamw_", "optimizer"),
         ("aten::copy_", "copies and casts"),
         ("aten::index_select", "everything else"),
