@@ -168,11 +168,26 @@ def load_model(
         raise
     except Exception as error:  # noqa: BLE001  (a file that is no good makes them raise anything)
         raise CheckpointError(f"{checkpoint}: {_NO_MODEL}: {_why(error)}") from None
-    lacking = sorted(loading["missing_keys"])
+    _check_weights(checkpoint, model, sorted(loading["missing_keys"]), fresh_head)
+    adapt_model(model)
+    if multiplies_at_half_width():
+        use_quick_linear(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _check_weights(
+    checkpoint: str, model: PreTrainedModel, lacking: list[str], fresh_head: bool
+) -> None:
+    """Check that the weights that a checkpoint lacks are those of a head that may be fresh.
+
+    Raises:
+        CheckpointError: They are others, or it may not.
+    """
     body = [name for name in lacking if name.startswith(f"{model.base_model_prefix}.")]
     if body:
+        kind = model.config.model_type
         raise CheckpointError(
-            f"{checkpoint}: its weights are not those of the {config.model_type} model that its "
+            f"{checkpoint}: its weights are not those of the {kind} model that its "
             f"config.json describes (they lack {', '.join(body[:3])})"
         )
     if lacking and not fresh_head:
@@ -180,10 +195,6 @@ def load_model(
             f"{checkpoint}: has no trained question-answering head (its weights lack "
             f"{', '.join(lacking[:3])})"
         )
-    adapt_model(model)
-    if multiplies_at_half_width():
-        use_quick_linear(model)
-    return model  # type: ignore[no-any-return]
 
 
 def parameter_count(checkpoint: str) -> int:
